@@ -7,7 +7,7 @@ use crate::rust;
 use crate::tree::{demand, files_ending, paths, read};
 
 const TABLE: &str = "docs/contract.md";
-const LINES: u32 = 90;
+const LINES: u32 = 95;
 
 /// What a line's state may be.
 const KEPT: [&str; 2] = ["kept", "better"];

@@ -64,13 +64,24 @@ impl InflightMemory {
         if packed { PackedLog::bytes(queue_size) } else { InflightLog::bytes(queue_size) }
     }
 
-    /// Forgets the requests in flight of one queue that does not run.
-    pub(crate) fn clear(&self, index: u16, packed: bool) -> Result<()> {
+    /// Forgets the requests in flight of one queue that does not run. If the front end has not said of which
+    /// kind it is, either log is cleared that it may have; all queues are to be cleared then.
+    pub(crate) fn clear(&self, index: u16, packed: Option<bool>) -> Result<()> {
         if index >= self.num_queues {
             return Ok(());
         }
-        let cleared = self.log(index, 0, packed)?.clear();
-        cleared.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))
+        for kind in [true, false] {
+            let has_room = self.has_room(index, kind);
+            if packed.map_or(has_room, |packed| packed == kind) {
+                let cleared = self.log(index, 0, kind)?.clear();
+                cleared.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, index: u16, packed: bool) -> bool {
+        Self::queue_bytes(self.queue_size, packed) * (usize::from(index) + 1) <= self.region.size()
     }
 
     /// The log of one queue, which has `size` entries.
@@ -78,9 +89,8 @@ impl InflightMemory {
         if index >= self.num_queues || size > self.queue_size {
             return Err(Error::InvalidOperation("the inflight memory has no place for a queue"));
         }
-        let bytes = Self::queue_bytes(self.queue_size, packed);
-        let offset = bytes * usize::from(index);
-        if offset + bytes > self.region.size() {
+        let offset = Self::queue_bytes(self.queue_size, packed) * usize::from(index);
+        if !self.has_room(index, packed) {
             return Err(Error::InvalidOperation("the inflight memory is too small"));
         }
         let region = Arc::clone(&self.region);

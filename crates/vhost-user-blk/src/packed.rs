@@ -15,41 +15,52 @@ impl Shown {
     pub(crate) fn is_packed(&self) -> bool {
         self.packed == Some(true)
     }
+}
 
-    /// Where a front end says that a queue begins.
-    pub(crate) fn stopped_at(&self, base: u32) -> Result<StoppedAt> {
+impl Vring {
+    /// Where a front end says that the queue begins.
+    pub(crate) fn stopped_at(&self, base: u32, shown: &Shown) -> Result<StoppedAt> {
         let (next_index, high) = (base as u16, (base >> 16) as u16);
-        if !self.is_packed() {
+        if !shown.is_packed() {
             return match high {
                 0 => Ok(StoppedAt { next_index, next_used: next_index }),
                 _ => Err(Error::InvalidOperation("no queue can begin there")),
             };
         }
-        let next_used = if high == 0 { next_index } else { high };
-        if next_used != next_index && self.inflight.is_none() {
+        let next_used = match (high, self.left_at) {
+            // Where it was left, as a front end says it that leaves the second place out.
+            (0, Some(left_at)) if left_at as u16 == next_index => (left_at >> 16) as u16,
+            (0, _) => next_index,
+            _ => high,
+        };
+        if next_used != next_index && shown.inflight.is_none() {
             let unknown = "requests in flight in a packed queue, without a log of them";
             return Err(Error::InvalidOperation(unknown));
         }
         Ok(StoppedAt { next_index, next_used })
     }
-}
 
-impl Vring {
     /// Where a front end is told that the queue goes on.
     pub(crate) fn base_for_front_end(&self, shown: &Shown) -> u32 {
-        let start = if shown.is_packed() { PACKED_START } else { 0 };
-        let start = StoppedAt { next_index: start, next_used: start };
+        if shown.is_packed() {
+            return self.packed_place();
+        }
+        self.base.map_or(0, |base| u32::from(base.next_index))
+    }
+
+    fn packed_place(&self) -> u32 {
+        let start = StoppedAt { next_index: PACKED_START, next_used: PACKED_START };
         let StoppedAt { next_index, next_used } = self.base.unwrap_or(start);
-        let high = if shown.is_packed() { next_used } else { 0 };
-        u32::from(next_index) | u32::from(high) << 16
+        u32::from(next_index) | u32::from(next_used) << 16
     }
 
     /// What a new ring differs in from the one before: the used index. A packed one has none in memory, so
-    /// that it is known by what the front end says.
-    pub(crate) fn place(&self, shown: &Shown, used_ring: u64) -> Result<u16> {
+    /// that it is known by what the front end says. With requests in flight both places count: a new ring may
+    /// begin where the device has come to in the old one.
+    pub(crate) fn place(&self, shown: &Shown, used_ring: u64) -> Result<u32> {
         match shown.is_packed() {
-            true => Ok(self.base.map_or(PACKED_START, |base| base.next_index)),
-            false => shown.memory.used_index(used_ring),
+            true => Ok(self.packed_place()),
+            false => shown.memory.used_index(used_ring).map(u32::from),
         }
     }
 }

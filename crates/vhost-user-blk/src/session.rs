@@ -148,7 +148,7 @@ impl Session {
         }
         // What the next front end, or the next daemon, cannot find in the rings or in the log is
         // answered.
-        let stopped = self.vrings.iter_mut().map(|vring| vring.give_up(&self.shown));
+        let stopped = self.vrings.iter_mut().map(|vring| vring.stop_without_drain(&self.shown));
         let stopped = stopped.fold(Ok(()), Result::and);
         // The log is the next one's.
         self.shown.inflight = None;

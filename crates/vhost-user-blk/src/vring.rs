@@ -53,7 +53,7 @@ pub(crate) struct Vring {
     pub(crate) enabled: bool,
     running: Option<Running>,
     /// The [place](Self::place) where the queue was last stopped.
-    left_at: Option<u16>,
+    pub(crate) left_at: Option<u32>,
 }
 
 struct Running {
@@ -111,7 +111,7 @@ impl Vring {
             avail_ring: memory.translate(addresses.avail_ring)?,
             used_ring,
             // All before it was answered, so nothing is served twice.
-            next_index: self.base.map_or(place, |base| base.next_index),
+            next_index: self.base.map_or(place as u16, |base| base.next_index),
         };
         let log = shown.inflight.as_ref();
         let log = log.map(|it| it.log(self.index, self.size, shown.is_packed())).transpose()?;
@@ -149,17 +149,8 @@ impl Vring {
         Ok(())
     }
 
-    /// [`stop`](Self::stop), when the front end has gone and has left a log: requests that go on in pieces
-    /// stay in it, and are done all over for the next front end.
-    pub(crate) fn give_up(&mut self, shown: &Shown) -> Result<()> {
-        if shown.inflight.is_none() {
-            return self.stop(shown);
-        }
-        let next = self.end(|co, device, index| device.co_give_up_queue(co, index))?;
-        next.map_or(Ok(()), |next| next.map(drop).ok_or(Error::BackendInternalError))
-    }
-
-    /// [`give_up`](Self::give_up), and says where the queue goes on: the front end hands it over, with the log.
+    /// [`stop`](Self::stop), when the front end has gone and has left a log, or hands the queue over with it:
+    /// requests that go on in pieces stay in it, and are done all over for the next one.
     pub(crate) fn stop_without_drain(&mut self, shown: &Shown) -> Result<()> {
         if shown.inflight.is_none() {
             return self.stop(shown);
@@ -182,7 +173,7 @@ impl Vring {
         if let Some(inflight) = &shown.inflight
             && !self.is_running()
         {
-            inflight.clear(self.index, shown.is_packed())?;
+            inflight.clear(self.index, shown.packed)?;
         }
         let ended = self.end(|co, device, index| device.co_forget_queue(co, index));
         (self.kick, self.enabled, self.addresses, self.size) = (None, false, None, 0);
@@ -193,7 +184,7 @@ impl Vring {
     /// The front end says where the queue begins.
     pub(crate) fn set_base(&mut self, base: u32, shown: &Shown) -> Result<()> {
         let begun_at = self.running.as_ref().map(|running| running.begun_at);
-        let base = shown.stopped_at(base)?;
+        let base = self.stopped_at(base, shown)?;
         self.base = Some(base);
         // With a log, log and rings tell it.
         if begun_at.is_none_or(|begun_at| begun_at == base.next_index) || shown.inflight.is_some() {
@@ -230,7 +221,7 @@ impl Vring {
         Ok(())
     }
 
-    fn place_now(&self, shown: &Shown) -> Option<u16> {
+    fn place_now(&self, shown: &Shown) -> Option<u32> {
         self.place(shown, shown.memory.translate(self.addresses?.used_ring).ok()?).ok()
     }
 

@@ -13,8 +13,8 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, BlockLimits, BlockNode, ReadFlags, WriteFlags, ZeroFlags};
 use coblk_vhost_user_blk::VhostUserBlkOptions;
 use util::guest::{
-    Guest, INFLIGHT_BIT, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, negotiate, negotiate_more,
-    stop_without_drain, taken,
+    Guest, INFLIGHT_BIT, SIZE, SKIP_DRAIN_BIT, UNTOUCHED, negotiate, negotiate_more, set_base,
+    stop_without_drain, taken, taken_packed,
 };
 use util::{Server, wait_until};
 use vhost::VhostBackend;
@@ -134,18 +134,20 @@ fn zeroes_do_not_hold_up_the_removal_of_an_export() {
 /// The front end stops the queue at once, and starts it again with the same log.
 #[test]
 fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
-    for bits in [INFLIGHT_BIT, INFLIGHT_BIT | SKIP_DRAIN_BIT] {
+    let both = INFLIGHT_BIT | SKIP_DRAIN_BIT;
+    for (bits, packed) in [(INFLIGHT_BIT, false), (both, false), (INFLIGHT_BIT, true), (both, true)]
+    {
         let slow = Slow::default();
         let driver = slow.clone();
         let server = Server::start_on(VhostUserBlkOptions::default(), 0, |_| {
             BlockNode::new("slow", driver) //
         });
         let stream = UnixStream::connect(&server.socket).unwrap();
-        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, false);
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, packed);
         let wanted = VhostUserInflight::new(0, 0, 1, SIZE as u16);
         let (layout, log) = front.get_inflight_fd(&wanted).unwrap();
         front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
-        let mut guest = Guest::new();
+        let mut guest = Guest::with_ring(packed);
         guest.start(&mut front);
         guest.submit_zeroes(0, SECTORS);
         guest.kick.write(1).unwrap();
@@ -157,9 +159,11 @@ fn zeroes_of_a_queue_that_stops_without_a_drain_stay_in_its_log() {
         let pieces = slow.pieces.load(Ordering::SeqCst);
         assert!(pieces < u64::from(SECTORS) * 512 / PIECE, "all was written");
         assert!(guest.reap().is_empty() && guest.status(0) == UNTOUCHED);
+        let in_log = if packed { taken_packed(&log) } else { taken(&log) };
+        assert_eq!(in_log, [0]);
 
         slow.is_quick.store(true, Ordering::SeqCst);
-        front.set_vring_base(0, base as u16).unwrap();
+        assert!(set_base(&stream, base));
         front.set_vring_kick(0, &guest.kick).unwrap();
         assert_eq!(guest.wait_for(1), [(0, 0)], "once");
         assert!(guest.reap().is_empty());

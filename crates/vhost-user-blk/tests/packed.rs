@@ -2,13 +2,14 @@
 
 mod util;
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use coblk_vhost_user_blk::VhostUserBlkOptions;
 use coblk_virtio_blk::VirtioBlkConfig;
-use util::guest::{Guest, READ, RING_PACKED, SIZE, WRITE, negotiate_rings, negotiate_rings_on};
+use util::guest::{
+    Guest, READ, RING_PACKED, SIZE, WRITE, negotiate_rings, negotiate_rings_on, set_base,
+};
 use util::{Client, DISK_BYTES, Op, Server};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -43,18 +44,8 @@ fn the_driver_of_libblkio_finds_its_disk() {
     }
 }
 
-/// SET_VRING_BASE with 32 bits, which the vhost crate has no call for.
-fn set_base(stream: &UnixStream, base: u32) -> bool {
-    const SET_VRING_BASE: u32 = 10;
-    let message: Vec<u8> =
-        [SET_VRING_BASE, 1 | 1 << 3, 8, 0, base].into_iter().flat_map(u32::to_ne_bytes).collect();
-    (&mut &*stream).write_all(&message).unwrap();
-    let mut answer = [0; 20];
-    (&mut &*stream).read_exact(&mut answer).is_ok() && answer[12..] == [0; 8]
-}
-
 #[test]
-fn a_packed_queue_stops_and_goes_on_by_both_of_its_places() {
+fn c92_a_packed_queue_stops_and_goes_on_by_both_of_its_places() {
     let server = Server::start(VhostUserBlkOptions::default(), 0);
     let stream = UnixStream::connect(&server.socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

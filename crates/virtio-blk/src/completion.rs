@@ -50,10 +50,7 @@ impl DeviceQueue {
     #[inline]
     pub(crate) fn finish(&self, requests: impl Iterator<Item = CompletedRequest>) {
         let mut left = self.in_flight.get();
-        let mut failed = None;
-        let mut ring = self.ring.borrow_mut();
-        let used = ring.map_used(&self.mem);
-        for request in requests {
+        let answers = requests.map(|request| {
             left -= 1;
             trace_event!(
                 "virtio_blk_req_complete",
@@ -61,19 +58,15 @@ impl DeviceQueue {
                 req = request.head,
                 status = ?request.status
             );
-            if let Ok(used) = &used
-                && let Err(error) = ring.push_used(used, request.head, request.written_bytes)
-            {
-                failed = Some(error);
-            }
-        }
-        let unpublished = ring.unpublished();
-        drop(ring);
+            (request.head, request.written_bytes)
+        });
+        let pushed = self.ring.borrow_mut().push_all(&self.mem, answers);
         self.in_flight.set(left);
-        // They were accessible when the queue started, so this does not happen.
-        if let Some(error) = used.err().or(failed) {
+        // The ring was accessible when the queue started, so this does not happen.
+        let unpublished = pushed.unwrap_or_else(|error| {
             self.fail(error);
-        }
+            0
+        });
         if !self.in_kick.get() {
             self.publish();
             self.completion_bh.schedule();
@@ -115,12 +108,7 @@ impl DeviceQueue {
 
     /// Shows the driver the requests that are done.
     pub(crate) fn publish(&self) {
-        let mut ring = self.ring.borrow_mut();
-        if ring.unpublished() == 0 {
-            return;
-        }
-        let published = ring.map_used(&self.mem).and_then(|used| ring.publish_used(&used));
-        drop(ring);
+        let published = self.ring.borrow_mut().publish(&self.mem);
         if let Err(error) = published {
             self.fail(error);
         }

@@ -22,9 +22,11 @@ use coblk_aio::{AioContext, Batch, trace_event};
 use crate::chain::Chain;
 use crate::config::feature;
 use crate::kind::{BlkStatus, Limits, RunKind, SECTOR_BYTES};
+use crate::packed::PackedRing;
 use crate::parse::{Operation, ParsedRequest};
 use crate::queue::DeviceQueue;
 use crate::range::parse_ranges;
+use crate::ring::Ring;
 use crate::run::{OpenRuns, OwnedRun, Run};
 use crate::serve::serve;
 use crate::virtqueue::{RingSlices, VirtqueueError};
@@ -86,46 +88,68 @@ impl DeviceQueue {
         let mut chain = self.chain.take();
         let limits = self.shared.limits();
         let mut taken = 0;
-        let outcome = loop {
-            if taken == count {
-                break Ok(count);
-            }
-            match self.next_request(rings, &mut chain, &limits) {
-                Ok(Some(request)) => {
-                    self.take_request(ctx, request, &mut chain, &limits, &mut open);
-                }
-                // A driver that takes back what it has offered must not keep us here.
-                Ok(None) => break Ok(taken.max(1)),
-                Err(error) => break Err(error),
-            }
+        let outcome = (0..count).try_for_each(|_| {
+            let request = self.next_request(rings, &mut chain, &limits)?;
+            self.take_request(ctx, request, &mut chain, &limits, &mut open);
             taken += 1;
-        };
+            Ok(())
+        });
         // Also when the driver has broken the queue: what came before was good.
         self.submit_all(ctx, &mut open);
         self.chain.set(chain);
-        outcome
+        match outcome {
+            Ok(()) => Ok(count),
+            // A driver that takes back what it has offered must not keep us here.
+            Err(None) => Ok(taken.max(1)),
+            Err(Some(error)) => Err(error),
+        }
     }
 
+    /// The next request. The error is `None` if there are less than the ring has said.
     #[inline]
     fn next_request(
         &self,
         rings: &RingSlices<'_>,
         chain: &mut Chain,
         limits: &Limits,
-    ) -> Result<Option<ParsedRequest>, VirtqueueError> {
-        let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
-        let head = {
-            let mut ring = self.ring.borrow_mut();
-            // A guest that offers a head again before it was answered could go on like that until
-            // we have no memory left.
-            if self.in_flight() >= usize::from(ring.size()) {
-                return Err(VirtqueueError::TooManyInFlight { size: ring.size() });
+    ) -> Result<ParsedRequest, Option<VirtqueueError>> {
+        let head = match &mut *self.ring.borrow_mut() {
+            Ring::Split(ring) => {
+                self.check_in_flight(ring.size())?;
+                let head = ring.next_head(rings)?;
+                let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
+                chain
+                    .walk(&self.mem, &rings.desc, head, indirect)
+                    .map_err(|source| VirtqueueError::Chain { head, source })?;
+                head
             }
-            ring.take(&self.mem, rings, chain, indirect)?
+            // Out of line: split rings pay nothing for it but the branch.
+            Ring::Packed(ring) => self.next_packed(ring, rings, chain)?,
         };
-        let Some(head) = head else { return Ok(None) };
         trace_event!("virtqueue_pop", queue = self.index(), req = head);
-        ParsedRequest::parse(&self.mem, head, chain, limits).map(Some)
+        Ok(ParsedRequest::parse(&self.mem, head, chain, limits)?)
+    }
+
+    #[inline(never)]
+    fn next_packed(
+        &self,
+        ring: &mut PackedRing,
+        rings: &RingSlices<'_>,
+        chain: &mut Chain,
+    ) -> Result<u16, Option<VirtqueueError>> {
+        self.check_in_flight(ring.size())?;
+        let indirect = self.shared.has_feature(feature::INDIRECT_DESC);
+        ring.take(&self.mem, rings, chain, indirect)?.ok_or(None)
+    }
+
+    /// A guest that offers a head again before it was answered could go on like that until we have no
+    /// memory left.
+    #[inline]
+    fn check_in_flight(&self, size: u16) -> Result<(), VirtqueueError> {
+        match self.in_flight() >= usize::from(size) {
+            true => Err(VirtqueueError::TooManyInFlight { size }),
+            false => Ok(()),
+        }
     }
 
     #[inline]

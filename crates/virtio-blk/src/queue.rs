@@ -311,9 +311,8 @@ impl DeviceQueue {
             if let Some(place) = status {
                 self.write_status(place, BlkStatus::IoErr);
             }
-            let written_bytes = u32::from(status.is_some());
-            let used = self.ring.borrow().map_used(&self.mem)?;
-            self.ring.borrow_mut().push_used(&used, head, written_bytes)?;
+            let answer = (head, u32::from(status.is_some()));
+            self.ring.borrow_mut().push_all(&self.mem, std::iter::once(answer))?;
         }
         self.chain.set(chain);
         self.publish();

@@ -1,7 +1,5 @@
 //! One queue of the device, split or packed, as its driver has chosen: [`Ring`].
 
-use vm_memory::VolatileSlice;
-
 use crate::chain::Chain;
 use crate::dirty::QueueLog;
 use crate::memory::GuestMap;
@@ -76,49 +74,14 @@ impl Ring {
         either!(self, ring => ring.has_event_idx())
     }
 
-    pub(crate) fn size(&self) -> u16 {
-        either!(self, ring => ring.size())
-    }
-
     pub(crate) fn map<'m>(&self, mem: &'m GuestMap) -> Result<RingSlices<'m>, VirtqueueError> {
         either!(self, ring => ring.map(mem))
-    }
-
-    /// Looks up what answers are written to.
-    #[inline]
-    pub(crate) fn map_used<'m>(
-        &self,
-        mem: &'m GuestMap,
-    ) -> Result<VolatileSlice<'m>, VirtqueueError> {
-        either!(self, ring => ring.map_used(mem))
     }
 
     /// 0 if nothing waits to be taken, or else how much there may be.
     #[inline]
     pub(crate) fn available(&self, rings: &RingSlices<'_>) -> Result<u16, VirtqueueError> {
         either!(self, ring => ring.available(rings))
-    }
-
-    /// Takes the next chain into `chain`. Returns its head, which is a buffer id if the queue is packed. `None` if
-    /// there are less than [`available`](Self::available) has said.
-    #[inline(always)]
-    pub(crate) fn take(
-        &mut self,
-        mem: &GuestMap,
-        rings: &RingSlices<'_>,
-        chain: &mut Chain,
-        allow_indirect: bool,
-    ) -> Result<Option<u16>, VirtqueueError> {
-        match self {
-            Ring::Split(ring) => {
-                let head = ring.next_head(rings)?;
-                chain
-                    .walk(mem, &rings.desc, head, allow_indirect)
-                    .map_err(|source| VirtqueueError::Chain { head, source })?;
-                Ok(Some(head))
-            }
-            Ring::Packed(ring) => ring.take(mem, rings, chain, allow_indirect),
-        }
     }
 
     /// Follows a chain that was taken before.
@@ -139,29 +102,40 @@ impl Ring {
         }
     }
 
+    /// Puts answers in: heads, and how many bytes were written for each. The driver sees them after
+    /// [`publish`](Self::publish). Returns how many it does not see yet.
     #[inline]
-    pub(crate) fn push_used(
+    pub(crate) fn push_all(
         &mut self,
-        used: &VolatileSlice<'_>,
-        head: u16,
-        written_bytes: u32,
-    ) -> Result<(), VirtqueueError> {
+        mem: &GuestMap,
+        answers: impl Iterator<Item = (u16, u32)>,
+    ) -> Result<u16, VirtqueueError> {
         match self {
-            Ring::Split(ring) => ring.push_used(used, head, written_bytes),
+            Ring::Split(ring) => {
+                let (used, mut failed) = (ring.map_used(mem), None);
+                for (head, written_bytes) in answers {
+                    if let Ok(used) = &used
+                        && let Err(error) = ring.push_used(used, head, written_bytes)
+                    {
+                        failed = Some(error);
+                    }
+                }
+                used.err().or(failed).map_or(Ok(ring.unpublished()), Err)
+            }
             Ring::Packed(ring) => {
-                ring.push_used(head, written_bytes);
-                Ok(())
+                answers.for_each(|(id, written_bytes)| ring.push_used(id, written_bytes));
+                Ok(ring.unpublished())
             }
         }
     }
 
+    /// Shows the driver all answers that were put in.
     #[inline]
-    pub(crate) fn unpublished(&self) -> u16 {
-        either!(self, ring => ring.unpublished())
-    }
-
-    pub(crate) fn publish_used(&mut self, used: &VolatileSlice<'_>) -> Result<(), VirtqueueError> {
-        either!(self, ring => ring.publish_used(used))
+    pub(crate) fn publish(&mut self, mem: &GuestMap) -> Result<(), VirtqueueError> {
+        either!(self, ring => match ring.unpublished() {
+            0 => Ok(()),
+            _ => ring.map_used(mem).and_then(|used| ring.publish_used(&used)),
+        })
     }
 
     pub(crate) fn set_dirty_log(&mut self, log: Option<&QueueLog>) {

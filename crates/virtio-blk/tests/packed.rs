@@ -165,7 +165,7 @@ impl Raw {
 }
 
 #[test]
-fn chains_of_any_length_go_round_the_ring() {
+fn c92_chains_of_any_length_go_round_the_ring() {
     let mut guest = Raw::new(0);
     for round in 0..40 {
         guest.reads(round % SIZE);
@@ -203,7 +203,7 @@ fn all_of_an_indirect_table_belongs_to_the_chain() {
 }
 
 #[test]
-fn ids_out_of_range_or_in_flight_break_the_queue() {
+fn c93_ids_out_of_range_or_in_flight_break_the_queue() {
     for id in [SIZE, 0xffff] {
         let mut guest = Raw::new(0);
         guest.reads(0);
@@ -222,7 +222,7 @@ fn ids_out_of_range_or_in_flight_break_the_queue() {
 }
 
 #[test]
-fn a_chain_that_goes_round_breaks_the_queue() {
+fn c93_a_chain_that_goes_round_breaks_the_queue() {
     let mut guest = Raw::new(0);
     guest.reads(0);
     // All descriptors go on, those of the next round too.
@@ -234,7 +234,7 @@ fn a_chain_that_goes_round_breaks_the_queue() {
 
 /// Descriptors of requests that are not answered are the device's.
 #[test]
-fn more_descriptors_than_there_are_break_the_queue() {
+fn c93_more_descriptors_than_there_are_break_the_queue() {
     let mut guest = Raw::new(0);
     guest.disk.held.store(true, Ordering::Relaxed);
     guest.offer_read(0);
@@ -257,7 +257,7 @@ fn more_descriptors_than_there_are_break_the_queue() {
 }
 
 #[test]
-fn a_chain_of_wrong_marks_breaks_the_queue() {
+fn c92_a_chain_of_wrong_marks_breaks_the_queue() {
     // Of the other round, used, and never written.
     for marks in [USED, AVAIL | USED, 0] {
         let mut guest = Raw::new(0);
@@ -276,7 +276,7 @@ fn a_chain_of_wrong_marks_breaks_the_queue() {
 }
 
 #[test]
-fn bad_tables_break_the_queue() {
+fn c93_bad_tables_break_the_queue() {
     let cases: [(&[Part], &str); 6] = [
         (&[(TABLE, 0, INDIRECT, 0)], "table of 0 bytes"),
         (&[(TABLE, 40, INDIRECT, 0)], "table of 40 bytes"),
@@ -339,7 +339,7 @@ fn a_queue_that_cannot_be_is_refused() {
 
 /// Some front ends say 0 for a new ring, which is also where one has come to after a round.
 #[test]
-fn a_ring_that_begins_at_nothing_is_a_new_one_unless_it_was_used() {
+fn c92_a_ring_that_begins_at_nothing_is_a_new_one_unless_it_was_used() {
     let mut guest = Raw::new(0);
     let features = guest.device.features();
     let restart = |guest: &Raw, at| {
@@ -363,7 +363,7 @@ fn a_ring_that_begins_at_nothing_is_a_new_one_unless_it_was_used() {
 }
 
 #[test]
-fn interrupts_come_where_they_are_asked_for() {
+fn c95_interrupts_come_where_they_are_asked_for() {
     const DISABLE: u32 = 1 << 16;
     const AT: u32 = 2 << 16;
     let mut guest = Raw::new(0);
@@ -392,7 +392,7 @@ fn interrupts_come_where_they_are_asked_for() {
 }
 
 #[test]
-fn kicks_are_asked_for_while_nothing_is_there() {
+fn c95_kicks_are_asked_for_while_nothing_is_there() {
     let mut guest = Raw::new(0);
     guest.kick();
     for at in [0x8003, 0x8006, 1, 4] {

@@ -1,7 +1,7 @@
 //! The same of packed queues. There answers are written over descriptors, the early ones of held requests too.
 
-use util::guest::{negotiate_rings, negotiate_rings_on};
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use util::guest::{negotiate_rings, negotiate_rings_on, set_base};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn without_a_log_held_requests_fail_if_later_ones_were_answered() {
 }
 
 #[test]
-fn with_a_log_held_requests_stay_in_it() {
+fn c94_with_a_log_held_requests_stay_in_it() {
     let (server, rules) = start();
     let (mut front, mut guest, (_, log)) = attach_logged(&server);
     hold_three(&server, &mut guest);
@@ -100,27 +100,30 @@ fn with_a_log_held_requests_stay_in_it() {
     assert_eq!(marks(&log), 0);
 }
 
+/// With the message of that name, and where GET_VRING_BASE does so, for a front end that knows no other.
 #[test]
-fn a_stop_without_a_drain_leaves_held_requests_in_the_log() {
-    let (server, rules) = start();
-    let stream = UnixStream::connect(&server.socket).unwrap();
-    let mut front = negotiate_rings_on(stream.try_clone().unwrap(), 0, true);
-    let known = front.get_protocol_features().unwrap().bits();
-    let bits = known | INFLIGHT_BIT | SKIP_DRAIN_BIT;
-    let features = VhostUserProtocolFeatures::from_bits_retain(bits);
-    front.set_protocol_features(features).unwrap();
-    let (_, log) = give_log(&mut front);
-    let mut guest = Guest::with_ring(true);
-    guest.start(&mut front);
-    hold_three(&server, &mut guest);
-    let base = stop_without_drain(&stream, 0).unwrap();
-    assert_eq!(base, u32::from(after(4)) | u32::from(after(1)) << 16);
-    assert_eq!(marks(&log), 3);
-    go_on(&mut front, &guest, after(4));
-    wait_until_held(&server, 2);
-    resume(&server, &rules);
-    expect(&mut guest, &[0, 2, 3]);
-    expect_both_blocks(&server);
+fn c94_a_stop_without_a_drain_leaves_held_requests_in_the_log() {
+    for bits in [INFLIGHT_BIT, INFLIGHT_BIT | SKIP_DRAIN_BIT] {
+        let (server, rules) = start();
+        let stream = UnixStream::connect(&server.socket).unwrap();
+        let mut front = negotiate_more(stream.try_clone().unwrap(), bits, true);
+        let (_, log) = give_log(&mut front);
+        let mut guest = Guest::with_ring(true);
+        guest.start(&mut front);
+        hold_three(&server, &mut guest);
+        let base = match bits & SKIP_DRAIN_BIT {
+            0 => front.get_vring_base(0).unwrap(),
+            _ => stop_without_drain(&stream, 0).unwrap(),
+        };
+        assert_eq!(base, u32::from(after(4)) | u32::from(after(1)) << 16);
+        assert_eq!(marks(&log), 3);
+        assert!(set_base(&stream, base));
+        front.set_vring_kick(0, &guest.kick).unwrap();
+        wait_until_held(&server, 2);
+        resume(&server, &rules);
+        expect(&mut guest, &[0, 2, 3]);
+        expect_both_blocks(&server);
+    }
 }
 
 #[test]
@@ -190,6 +193,60 @@ fn a_new_ring_does_not_serve_what_is_held_of_the_old_one() {
         assert_eq!(guest.one(READ, BAD, 0), 0);
         assert_eq!(guest.data(0), 0, "the write that was held is forgotten");
     }
+}
+
+/// The device has come round to the first descriptor, where new rings begin, but it owes answers.
+#[test]
+fn c94_a_new_ring_may_begin_where_the_old_one_has_come_to() {
+    let (server, rules) = start();
+    let stream = UnixStream::connect(&server.socket).unwrap();
+    let mut front = negotiate_rings_on(stream.try_clone().unwrap(), 0, true);
+    let (_, log) = give_log(&mut front);
+    let mut guest = Guest::with_ring(true);
+    guest.start(&mut front);
+    // Two rounds, with the four that come, so that the wrap counter is that of the beginning.
+    for _ in 0..2 * SIZE - 4 {
+        assert_eq!(guest.one(READ, 9, 0), 0);
+    }
+    hold_three(&server, &mut guest);
+    assert_eq!(stop(&front), (WRAP, SIZE as u16 - 9), "three have no answer");
+    assert_eq!(marks(&log), 3);
+    guest.store(0, &[0; 16 * SIZE]);
+    guest.restart_packed(&Guest::with_ring(true));
+    guest.submit(5, READ, 9, 0);
+    assert!(set_base(&stream, u32::from(WRAP) | u32::from(WRAP) << 16));
+    front.set_vring_kick(0, &guest.kick).unwrap();
+    wait_until_held(&server, 1);
+    assert_eq!(marks(&log), 1);
+    resume(&server, &rules);
+    assert_eq!(guest.wait_for(1), [(5, 0)]);
+    assert_eq!(guest.one(READ, BAD, 0), 0);
+    assert_eq!(guest.data(0), 0, "the write that was held is forgotten");
+}
+
+/// A front end may reset before it has said of which kind the queues are.
+#[test]
+fn c94_a_reset_before_there_are_features_empties_the_log() {
+    let (server, rules) = start();
+    let (front, mut guest, (layout, log)) = attach_logged(&server);
+    hold_three(&server, &mut guest);
+    drop((front, guest));
+    let mut front = Frontend::connect(&server.socket, 2).unwrap();
+    front.set_owner().unwrap();
+    let features = front.get_features().unwrap();
+    let protocol = front.get_protocol_features().unwrap();
+    front.set_protocol_features(protocol).unwrap();
+    front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    front.set_inflight_fd(&layout, log.as_raw_fd()).unwrap();
+    assert_eq!(marks(&log), 3);
+    front.reset_device().unwrap();
+    assert_eq!(marks_in_use(&log), 0);
+    resume(&server, &rules);
+    front.set_features(features).unwrap();
+    let mut guest = Guest::with_ring(true);
+    guest.start(&mut front);
+    assert_eq!(guest.one(READ, BAD, 0), 0);
+    assert_eq!(guest.data(0), 0, "the write that was held is forgotten");
 }
 
 /// [`marks`], of a log that is one.

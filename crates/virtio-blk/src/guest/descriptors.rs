@@ -44,13 +44,12 @@ pub(super) struct IndirectTables {
     pub(super) addr: u64,
     /// Descriptors in each.
     pub(super) entries: u16,
-    pub(super) is_packed: bool,
 }
 
 impl IndirectTables {
-    /// Writes the table of `head`, and returns where it is.
-    #[inline(always)]
-    pub(super) fn write(
+    /// Writes the table of `head`, for a packed ring or a split one, and returns where it is.
+    #[inline]
+    pub(super) fn write<const PACKED: bool>(
         &self,
         area: &VolatileSlice<'_>,
         parts: &Parts<'_>,
@@ -62,7 +61,7 @@ impl IndirectTables {
         for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
             let offset = self.offset + table + DESCRIPTOR_BYTES * usize::from(position - 1);
             // In a packed one all that there is belongs to the chain, and flags are last.
-            let (flags, link) = match self.is_packed {
+            let (flags, link) = match PACKED {
                 true => (0, (0, flags)),
                 false if position < count => (flags, (NEXT, position)),
                 false => (flags, (0, 0)),
@@ -125,7 +124,7 @@ impl Descriptors {
         parts: &Parts<'_>,
     ) -> u16 {
         let head = self.free;
-        let pointer = tables.write(area, parts, head);
+        let pointer = tables.write::<false>(area, parts, head);
         let flags = VRING_DESC_F_INDIRECT as u16;
         put_descriptor(area, DESCRIPTOR_BYTES * usize::from(head), pointer, flags, (0, 0));
         self.free = self.next[usize::from(head)];

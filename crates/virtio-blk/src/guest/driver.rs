@@ -72,15 +72,10 @@ pub struct QueueFull;
 
 /// One queue of a guest's driver. `Send`: it can be driven from any thread.
 pub struct GuestQueue {
-    ram: GuestRam,
     options: QueueOptions,
     layout: VirtqueueLayout,
-    area: GuestBuffer,
-    offsets: Offsets,
+    requests: Requests,
     ring: DriverRing,
-    /// For each head in flight its token, and how many descriptors it has.
-    in_flight: Box<[Option<(u64, u16)>]>,
-    num_in_flight: usize,
     /// Reaped while another one was waited for.
     set_aside: VecDeque<Completion>,
     kick: Option<RemoteBottomHalf>,
@@ -90,6 +85,46 @@ pub struct GuestQueue {
 enum DriverRing {
     Split(SplitDriver),
     Packed(PackedDriver),
+}
+
+/// What a driver does with a ring of either kind.
+pub(super) trait RingDriver {
+    fn has_room(&self, data_segments: usize) -> bool;
+
+    /// What the next request is known by.
+    fn next_head(&self) -> u16;
+
+    /// Writes a request; there is room for it. Returns how many descriptors it took.
+    fn put(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16;
+
+    /// The head of the next request that is done, and how many bytes the device has written. If there is
+    /// none, the device is asked to interrupt for the next one, if `ask`.
+    fn next_used(&mut self, area: &VolatileSlice<'_>, ask: bool) -> Option<(u16, u32)>;
+
+    /// A request is done that had so many descriptors.
+    fn release(&mut self, head: u16, count: u16);
+}
+
+/// Does the same with a ring of either kind, in code of its own for each.
+macro_rules! either {
+    ($ring:expr, $it:ident => $done:expr) => {
+        match $ring {
+            DriverRing::Split($it) => $done,
+            DriverRing::Packed($it) => $done,
+        }
+    };
+}
+
+/// The memory of a queue, and what is in flight in it.
+struct Requests {
+    ram: GuestRam,
+    area: GuestBuffer,
+    offsets: Offsets,
+    /// For each head in flight its token, and how many descriptors it has.
+    in_flight: Box<[Option<(u64, u16)>]>,
+    num_in_flight: usize,
+    /// Whether the device is asked to interrupt when nothing is done.
+    asks: bool,
 }
 
 /// Where the parts of the area begin. The descriptors are at 0.
@@ -139,11 +174,13 @@ impl GuestQueue {
             offset: offsets.tables,
             addr: at(offsets.tables),
             entries,
-            is_packed: options.packed,
         });
         let ring = Self::new_ring(&slice_of(ram, area), &options, &offsets, indirect);
+        let in_flight = vec![None; size].into();
+        let asks = options.interrupts && options.event_idx;
+        let (ram, num_in_flight) = (ram.clone(), 0);
+        let requests = Requests { ram, area, offsets, in_flight, num_in_flight, asks };
         Ok(GuestQueue {
-            ram: ram.clone(),
             options,
             layout: VirtqueueLayout {
                 size: options.size,
@@ -152,11 +189,8 @@ impl GuestQueue {
                 used_ring: at(offsets.used),
                 next_index: if options.packed { PACKED_START } else { 0 },
             },
-            area,
-            offsets,
+            requests,
             ring,
-            in_flight: vec![None; size].into(),
-            num_in_flight: 0,
             set_aside: VecDeque::new(),
             kick: None,
             interrupt: Arc::default(),
@@ -199,16 +233,13 @@ impl GuestQueue {
 
     /// Requests submitted and not yet reaped.
     pub fn in_flight(&self) -> usize {
-        self.num_in_flight + self.set_aside.len()
+        self.requests.num_in_flight + self.set_aside.len()
     }
 
     /// Whether a request of `data_segments` buffers can be submitted now. A discard or write-zeroes
     /// has one.
     pub fn has_room(&self, data_segments: usize) -> bool {
-        match &self.ring {
-            DriverRing::Split(ring) => ring.descriptors.has_room(data_segments),
-            DriverRing::Packed(ring) => ring.has_room(data_segments),
-        }
+        either!(&self.ring, ring => ring.has_room(data_segments))
     }
 
     /// Reads into one buffer; `token` comes back with the completion.
@@ -262,11 +293,8 @@ impl GuestQueue {
 
     /// Shows the device what was submitted, and kicks it if it wants that. Returns whether it did.
     pub fn kick(&mut self) -> bool {
-        let (area, event_idx) = (slice_of(&self.ram, self.area), self.options.event_idx);
-        let wanted = match &mut self.ring {
-            DriverRing::Split(ring) => ring.show(&area, event_idx),
-            DriverRing::Packed(ring) => ring.show(&area, event_idx),
-        };
+        let (area, event_idx) = (self.requests.area(), self.options.event_idx);
+        let wanted = either!(&mut self.ring, ring => ring.show(&area, event_idx));
         if let Some(kick) = self.kick.as_ref().filter(|_| wanted) {
             kick.schedule();
         }
@@ -324,7 +352,7 @@ impl GuestQueue {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn put_request(
         &mut self,
         kind: u32,
@@ -333,33 +361,12 @@ impl GuestQueue {
         device_writes: bool,
         token: u64,
     ) -> Result<(), QueueFull> {
-        if !self.has_room(data.len()) {
-            return Err(QueueFull);
-        }
-        let area = slice_of(&self.ram, self.area);
-        let head = self.next_head();
-        let offset = self.offsets.slots + SLOT_BYTES * usize::from(head);
-        // Type, then a reserved word, then the sector.
-        put_u64(&area, offset, u64::from(kind));
-        put_u64(&area, offset + 8, sector);
-        let slot = self.area.addr + offset as u64;
-        let header = GuestBuffer { addr: slot, len: HEADER_BYTES };
-        let status = GuestBuffer { addr: slot + SLOT_STATUS, len: 1 };
-        let parts = Parts { header, data, device_writes, status };
-        let count = match &mut self.ring {
-            DriverRing::Split(ring) => ring.put(&area, &parts),
-            DriverRing::Packed(ring) => ring.put(&area, &parts),
-        };
-        self.in_flight[usize::from(head)] = Some((token, count));
-        self.num_in_flight += 1;
-        Ok(())
-    }
-
-    /// What the next request is known by.
-    fn next_head(&self) -> u16 {
-        match &self.ring {
-            DriverRing::Split(ring) => ring.descriptors.next_head(),
-            DriverRing::Packed(ring) => ring.next_head(),
+        let (words, requests) = ((u64::from(kind), sector), &mut self.requests);
+        match &mut self.ring {
+            DriverRing::Split(ring) => requests.put(ring, words, data, device_writes, token),
+            DriverRing::Packed(ring) => {
+                requests.put_packed(ring, words, data, device_writes, token)
+            }
         }
     }
 
@@ -368,31 +375,90 @@ impl GuestQueue {
         if !self.has_room(1) {
             return Err(QueueFull);
         }
-        let head = usize::from(self.next_head());
-        let offset = self.offsets.slots + SLOT_BYTES * head + SLOT_RANGE as usize;
-        let area = slice_of(&self.ram, self.area);
-        put_u64(&area, offset, sector);
-        put_u64(&area, offset + 8, u64::from(sectors) | u64::from(flags) << 32);
-        Ok(GuestBuffer { addr: self.area.addr + offset as u64, len: RANGE_BYTES })
+        let head = either!(&self.ring, ring => ring.next_head());
+        Ok(self.requests.put_range(head, sector, u64::from(sectors) | u64::from(flags) << 32))
     }
 
     #[inline]
     fn reap_ring(&mut self) -> Option<Completion> {
+        match &mut self.ring {
+            DriverRing::Split(ring) => self.requests.reap(ring),
+            DriverRing::Packed(ring) => self.requests.reap_packed(ring),
+        }
+    }
+}
+
+impl Requests {
+    #[inline]
+    fn area(&self) -> VolatileSlice<'_> {
+        slice_of(&self.ram, self.area)
+    }
+
+    /// Out of line: split rings pay nothing for it but the branch.
+    #[inline(never)]
+    fn put_packed(
+        &mut self,
+        ring: &mut PackedDriver,
+        words: (u64, u64),
+        data: &[GuestBuffer],
+        device_writes: bool,
+        token: u64,
+    ) -> Result<(), QueueFull> {
+        self.put(ring, words, data, device_writes, token)
+    }
+
+    /// Puts a request whose header has these words.
+    #[inline(always)]
+    fn put(
+        &mut self,
+        ring: &mut impl RingDriver,
+        words: (u64, u64),
+        data: &[GuestBuffer],
+        device_writes: bool,
+        token: u64,
+    ) -> Result<(), QueueFull> {
+        if !ring.has_room(data.len()) {
+            return Err(QueueFull);
+        }
         let area = slice_of(&self.ram, self.area);
-        let ask = self.options.interrupts && self.options.event_idx;
-        let (head, written_bytes) = match &mut self.ring {
-            DriverRing::Split(ring) => ring.next_used(&area, ask),
-            DriverRing::Packed(ring) => ring.next_used(&area, ask),
-        }?;
-        let taken = self.in_flight.get_mut(usize::from(head)).and_then(Option::take);
-        let (token, count) = taken.expect("a head that is in flight");
+        let head = ring.next_head();
+        let offset = self.offsets.slots + SLOT_BYTES * usize::from(head);
+        // Type, then a reserved word, then the sector.
+        put_u64(&area, offset, words.0);
+        put_u64(&area, offset + 8, words.1);
+        let slot = self.area.addr + offset as u64;
+        let header = GuestBuffer { addr: slot, len: HEADER_BYTES };
+        let status = GuestBuffer { addr: slot + SLOT_STATUS, len: 1 };
+        let count = ring.put(&area, &Parts { header, data, device_writes, status });
+        self.in_flight[usize::from(head)] = Some((token, count));
+        self.num_in_flight += 1;
+        Ok(())
+    }
+
+    fn put_range(&self, head: u16, first: u64, second: u64) -> GuestBuffer {
+        let offset = self.offsets.slots + SLOT_BYTES * usize::from(head) + SLOT_RANGE as usize;
+        let area = self.area();
+        put_u64(&area, offset, first);
+        put_u64(&area, offset + 8, second);
+        GuestBuffer { addr: self.area.addr + offset as u64, len: RANGE_BYTES }
+    }
+
+    /// Out of line: split rings pay nothing for it but the branch.
+    #[inline(never)]
+    fn reap_packed(&mut self, ring: &mut PackedDriver) -> Option<Completion> {
+        self.reap(ring)
+    }
+
+    #[inline(always)]
+    fn reap(&mut self, ring: &mut impl RingDriver) -> Option<Completion> {
+        let area = slice_of(&self.ram, self.area);
+        let (head, written_bytes) = ring.next_used(&area, self.asks)?;
+        let (token, count) =
+            self.in_flight[usize::from(head)].take().expect("a head that is in flight");
         self.num_in_flight -= 1;
         let place = self.offsets.slots + SLOT_BYTES * usize::from(head) + SLOT_STATUS as usize;
         let status = area.load(place, Ordering::Relaxed).expect(IN_AREA);
-        match &mut self.ring {
-            DriverRing::Split(ring) => ring.descriptors.release(head, count),
-            DriverRing::Packed(ring) => ring.release(head, count),
-        }
+        ring.release(head, count);
         let status = BlkStatus::from_byte(status).unwrap_or(BlkStatus::IoErr);
         Some(Completion { token, status, written_bytes })
     }

@@ -11,6 +11,7 @@ use vm_memory::{Bytes, VolatileSlice};
 use super::GuestBuffer;
 use super::area::{IN_AREA, get_u32, load, put_u64, store};
 use super::descriptors::{DESCRIPTOR_BYTES, IndirectTables, OVERHEAD, Parts};
+use super::driver::RingDriver;
 use crate::packed::Position;
 
 /// Of an event suppression structure.
@@ -64,33 +65,6 @@ impl PackedDriver {
         store(area, self.driver_event + 2, flags, Ordering::Relaxed);
     }
 
-    /// The id of the next request.
-    pub(super) fn next_head(&self) -> u16 {
-        self.free_ids.last().copied().unwrap_or_default()
-    }
-
-    pub(super) fn has_room(&self, data_segments: usize) -> bool {
-        let needed = if self.indirect.is_some() { 1 } else { data_segments + OVERHEAD as usize };
-        usize::from(self.num_free) >= needed
-    }
-
-    /// Writes a request; there is room for it. Returns how many descriptors it took.
-    #[inline]
-    pub(super) fn put(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16 {
-        let id = self.free_ids.pop().expect("as many ids as descriptors");
-        let count = parts.len();
-        if let Some(tables) = self.indirect {
-            let pointer = tables.write(area, parts, id);
-            self.put_descriptor(area, pointer, VRING_DESC_F_INDIRECT as u16, id);
-            return 1;
-        }
-        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
-            let link = if position < count { VRING_DESC_F_NEXT as u16 } else { 0 };
-            self.put_descriptor(area, buffer, flags | link, id);
-        }
-        count
-    }
-
     #[inline]
     fn put_descriptor(
         &mut self,
@@ -136,11 +110,36 @@ impl PackedDriver {
         let offset = DESCRIPTOR_BYTES * usize::from(self.used.index);
         self.used.is_used(load(area, offset + FLAGS))
     }
+}
 
-    /// The id of the next request that is done, and how many bytes the device has written. If there is
-    /// none, the device is asked to interrupt for the next one, if `ask`.
+impl RingDriver for PackedDriver {
+    fn next_head(&self) -> u16 {
+        self.free_ids.last().copied().unwrap_or_default()
+    }
+
+    fn has_room(&self, data_segments: usize) -> bool {
+        let needed = if self.indirect.is_some() { 1 } else { data_segments + OVERHEAD as usize };
+        usize::from(self.num_free) >= needed
+    }
+
     #[inline]
-    pub(super) fn next_used(&mut self, area: &VolatileSlice<'_>, ask: bool) -> Option<(u16, u32)> {
+    fn put(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16 {
+        let id = self.free_ids.pop().expect("as many ids as descriptors");
+        let count = parts.len();
+        if let Some(tables) = self.indirect {
+            let pointer = tables.write::<true>(area, parts, id);
+            self.put_descriptor(area, pointer, VRING_DESC_F_INDIRECT as u16, id);
+            return 1;
+        }
+        for (position, (buffer, flags)) in (1..).zip(parts.iter()) {
+            let link = if position < count { VRING_DESC_F_NEXT as u16 } else { 0 };
+            self.put_descriptor(area, buffer, flags | link, id);
+        }
+        count
+    }
+
+    #[inline]
+    fn next_used(&mut self, area: &VolatileSlice<'_>, ask: bool) -> Option<(u16, u32)> {
         if !self.is_used(area) {
             if !ask {
                 return None;
@@ -157,9 +156,8 @@ impl PackedDriver {
         Some((load(area, offset + ID), get_u32(area, offset + REST)))
     }
 
-    /// A request is done that had so many descriptors.
     #[inline]
-    pub(super) fn release(&mut self, id: u16, count: u16) {
+    fn release(&mut self, id: u16, count: u16) {
         self.used = self.used.advance(count, self.size);
         self.num_free += count;
         self.free_ids.push(id);

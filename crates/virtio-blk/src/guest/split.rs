@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 
 use super::area::{get_u32, load, store};
 use super::descriptors::{Descriptors, Parts};
+use super::driver::RingDriver;
 use crate::virtqueue::is_event_passed;
 
 /// In both rings: flags at 0, the index, the entries.
@@ -32,7 +33,7 @@ const fn avail_event(size: usize) -> usize {
 }
 
 pub(super) struct SplitDriver {
-    pub(super) descriptors: Descriptors,
+    descriptors: Descriptors,
     size: u16,
     /// Where the rings begin in the area.
     avail: usize,
@@ -58,17 +59,6 @@ impl SplitDriver {
         }
     }
 
-    /// Writes a request; there is room for it. Returns how many descriptors it took.
-    #[inline]
-    pub(super) fn put(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16 {
-        let head = self.descriptors.next_head();
-        let count = self.descriptors.write(area, parts);
-        let entry = usize::from(self.next_avail & (self.size - 1));
-        store(area, self.avail + RING_ENTRIES + 2 * entry, head, Ordering::Relaxed);
-        self.next_avail = self.next_avail.wrapping_add(1);
-        count
-    }
-
     /// Shows the device what was put. Returns whether it wants a kick.
     pub(super) fn show(&mut self, area: &VolatileSlice<'_>, event_idx: bool) -> bool {
         let (old, new) = (self.published_avail, self.next_avail);
@@ -85,11 +75,31 @@ impl SplitDriver {
         }
         u32::from(load(area, self.used)) & VRING_USED_F_NO_NOTIFY == 0
     }
+}
 
-    /// The head of the next request that is done, and how many bytes the device has written. If there is
-    /// none, the device is asked to interrupt for the next one, if `ask`.
+impl RingDriver for SplitDriver {
     #[inline]
-    pub(super) fn next_used(&mut self, area: &VolatileSlice<'_>, ask: bool) -> Option<(u16, u32)> {
+    fn has_room(&self, data_segments: usize) -> bool {
+        self.descriptors.has_room(data_segments)
+    }
+
+    #[inline]
+    fn next_head(&self) -> u16 {
+        self.descriptors.next_head()
+    }
+
+    #[inline]
+    fn put(&mut self, area: &VolatileSlice<'_>, parts: &Parts<'_>) -> u16 {
+        let head = self.descriptors.next_head();
+        let count = self.descriptors.write(area, parts);
+        let entry = usize::from(self.next_avail & (self.size - 1));
+        store(area, self.avail + RING_ENTRIES + 2 * entry, head, Ordering::Relaxed);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        count
+    }
+
+    #[inline]
+    fn next_used(&mut self, area: &VolatileSlice<'_>, ask: bool) -> Option<(u16, u32)> {
         let idx = self.used + RING_IDX;
         if self.next_used == self.seen_used {
             self.seen_used = load(area, idx);
@@ -111,5 +121,10 @@ impl SplitDriver {
         let place = self.used + RING_ENTRIES + 8 * entry;
         self.next_used = self.next_used.wrapping_add(1);
         Some((get_u32(area, place) as u16, get_u32(area, place + 4)))
+    }
+
+    #[inline]
+    fn release(&mut self, head: u16, count: u16) {
+        self.descriptors.release(head, count);
     }
 }

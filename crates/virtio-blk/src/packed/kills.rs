@@ -174,7 +174,7 @@ fn succeed(driver: &mut Driver, region: &Arc<MmapRegion>) {
 const SEEDS: u64 = 8;
 
 #[test]
-fn a_kill_between_any_two_stores_loses_nothing_and_answers_nothing_twice() {
+fn c94_a_kill_between_any_two_stores_loses_nothing_and_answers_nothing_twice() {
     for seed in 0..SEEDS {
         for stores in 0.. {
             let mut kills = 0..;
@@ -199,8 +199,32 @@ fn a_kill_between_any_two_stores_loses_nothing_and_answers_nothing_twice() {
     }
 }
 
+/// Cut off between any two stores, the driver sees all answers that are published together, or none.
 #[test]
-fn a_log_that_is_nonsense_is_refused() {
+fn c91_of_a_batch_the_driver_sees_all_answers_or_none() {
+    let mut seen = [0; 2];
+    for stores in 0.. {
+        let (mut driver, region) = (Driver::new(), Arc::new(MmapRegion::new(4096).unwrap()));
+        let mut device = Device::start(&driver, &region).unwrap();
+        (1..=3).for_each(|count| driver.offer(count));
+        device.take();
+        fuse::set(Some(stores));
+        device.answer(3, 1);
+        let was_cut = fuse::has_blown();
+        fuse::set(None);
+        driver.reap();
+        let answers = 3 - driver.in_flight.len();
+        assert!(answers == 0 || answers == 3, "{answers} after {stores} stores");
+        seen[usize::from(answers == 3)] += 1;
+        if !was_cut {
+            break;
+        }
+    }
+    assert!(seen[0] > 2 && seen[1] > 2, "{seen:?}");
+}
+
+#[test]
+fn c94_a_log_that_is_nonsense_is_refused() {
     let mut driver = Driver::new();
     let region = Arc::new(MmapRegion::new(4096).unwrap());
     assert!(!live(3, None, &mut driver, &region));

@@ -139,8 +139,6 @@ impl PackedRing {
     }
 
     /// Takes the next chain into `chain`. Returns its buffer id; `None` if there is none.
-    // Apart from the code of split queues, which pays nothing for it but a branch.
-    #[inline(never)]
     pub(crate) fn take(
         &mut self,
         mem: &GuestMap,

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_is_available_or_used_in_one_round_alone() {
+    fn c92_a_descriptor_is_available_or_used_in_one_round_alone() {
         for wrap in [false, true] {
             let (at, other) = (Position { index: 0, wrap }, Position { index: 0, wrap: !wrap });
             for rest in [0, 7] {
