@@ -126,6 +126,23 @@ fn rebase_gives_an_image_another_backing_file() {
     }
 }
 
+/// A name that was forgotten, in either program.
+#[test]
+fn rebase_needs_a_backing_file_by_name() {
+    let place = Place::new();
+    chain(&place);
+    let before = place.read("top.qcow2");
+    for options in ["", "-F qcow2 ", "-p ", "-c "] {
+        let line = format!("rebase {options}top.qcow2");
+        let (ours, theirs) = (place.ours(&line), place.theirs(&line));
+        assert_eq!((ours.code, theirs.code), (1, 1), "{line}: {ours:?} {theirs:?}");
+        assert_eq!(ours.out, theirs.out, "{line}");
+        assert!(place.read("top.qcow2") == before, "{line}");
+    }
+    place.ours("rebase -u top.qcow2").expect_success();
+    assert!(!place.theirs("info top.qcow2").expect_success().out.contains("backing file"));
+}
+
 #[test]
 fn rebase_unsafe_writes_the_name_alone() {
     let place = Place::new();

@@ -66,10 +66,9 @@ impl Image {
                 Some(Ok(end)) => {
                     // The space ahead of writes does no harm if it stays; neither does a last cluster
                     // that is not all there, but not every other reader takes it.
-                    let how = Truncate::default();
                     let result = match end < self.file.length() {
-                        true => self.file.co_truncate(co, end, how),
-                        false => self.file.co_grow(co, end, how),
+                        true => self.co_shorten_file(co, end),
+                        false => self.file.co_grow(co, end, Truncate::default()),
                     };
                     if let Err(error) = result {
                         tracing::debug!(%error, "the file of an image cannot be cut, or filled up");

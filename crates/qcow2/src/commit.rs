@@ -174,7 +174,7 @@ impl Image {
             refcounts: state.refcounts.as_mut().map(|it| it.begin_commit()),
             slots: state.owed.take_dirty(),
             l1_units: std::mem::take(&mut state.l1_dirty).into_iter().collect(),
-            is_ordered: std::mem::take(&mut state.has_ordered_data),
+            is_ordered: std::mem::take(&mut state.has_ordered_data) || self.has_growth_to_sync(),
             ..Plan::default()
         };
         for (index, table) in &state.pending {
@@ -261,7 +261,7 @@ impl Image {
         {
             data_file.co_flush(co)?;
         }
-        self.file.co_flush(co)
+        self.co_flush_file(co)
     }
 }
 
@@ -366,7 +366,7 @@ impl CommitTurn<'_> {
         if self.image.rules_omit(Rule::BlockBeforeEntry) {
             return Ok(());
         }
-        self.image.file.co_flush(co)
+        self.image.co_flush_file(co)
     }
 
     fn co_stage_2(&self, co: &Co<'_>) -> io::Result<()> {
@@ -388,7 +388,7 @@ impl CommitTurn<'_> {
             image.co_write_metadata(co, *offset, bytes)?;
         }
         if !image.rules_omit(Rule::FlushAtEnd) {
-            image.file.co_flush(co)?;
+            image.co_flush_file(co)?;
         }
         let Some(NewL1 { offset, entries }) = plan.new_l1 else { return Ok(()) };
         image.file.debug_event(DebugEvent::L1GrowActivateTable);

@@ -15,7 +15,6 @@
 use std::io;
 
 use coblk_aio::Co;
-use coblk_block::Truncate;
 
 use crate::clear::Clear;
 use crate::image::Image;
@@ -137,7 +136,7 @@ impl Image {
             header.l1_offset = FIRST_CLUSTERS * cluster;
         })?;
         // A device stays as long as it is, and may have anything there.
-        if let Err(error) = self.file.co_truncate(co, clusters * cluster, Truncate::default()) {
+        if let Err(error) = self.co_shorten_file(co, clusters * cluster) {
             tracing::debug!(%error, "the file of an image cannot be cut");
         }
         self.file.co_flush(co)?;

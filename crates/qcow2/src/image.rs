@@ -71,6 +71,8 @@ pub(crate) struct Image {
     end: AtomicU64,
     /// The file was made longer, by more than was needed perhaps.
     has_grown: AtomicBool,
+    /// How long the file is durably, at least; of a file that was just opened nothing is known.
+    durable_end: AtomicU64,
     pub(crate) file: Child,
     pub(crate) data_file: Option<Child>,
     pub(crate) backing: ChildSlot,
@@ -173,6 +175,7 @@ impl Image {
             omitted: parts.omitted,
             end: parts.file.length().into(),
             has_grown: AtomicBool::new(false),
+            durable_end: AtomicU64::new(0),
             file: parts.file,
             data_file: parts.data_file,
             backing,
@@ -282,6 +285,27 @@ impl Image {
     /// Whether the file was made longer.
     pub(crate) fn has_grown(&self) -> bool {
         self.has_grown.load(Ordering::Relaxed)
+    }
+
+    /// Whether the file was made longer, and has not been synced since: an entry that leads behind the durable end
+    /// may not be in the file before that is.
+    pub(crate) fn has_growth_to_sync(&self) -> bool {
+        self.file.length() > self.durable_end.load(Ordering::Relaxed)
+    }
+
+    /// Makes all that was written to the file durable, and its length.
+    pub(crate) fn co_flush_file(&self, co: &Co<'_>) -> io::Result<()> {
+        // What comes to it meanwhile is not covered.
+        let end = self.file.length();
+        self.file.co_flush(co)?;
+        self.durable_end.store(end, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes the file end at `end` bytes. No other request is in flight.
+    pub(crate) fn co_shorten_file(&self, co: &Co<'_>, end: u64) -> io::Result<()> {
+        self.durable_end.fetch_min(end, Ordering::Relaxed);
+        self.file.co_truncate(co, end, Truncate::default())
     }
 
     /// Makes the file at least `end` bytes long, and somewhat longer.

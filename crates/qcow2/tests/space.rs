@@ -276,8 +276,10 @@ fn q190_q194_first_writes_are_flushed_by_one_sync_where_a_commit_has_counted_ahe
                 host.flushes() - before
             })
             .collect();
-        // The first commit counts eight clusters more, the next one sixteen.
-        assert_eq!(syncs, [2, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1], "{options}");
+        // The first commit counts eight clusters more, the next one sixteen. With the last of the largest clusters the
+        // file has become longer, which has to be durable first.
+        let last = if options == "extended_l2=on" { 2 } else { 1 };
+        assert_eq!(syncs, [2, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, last], "{options}");
         // What is killed leaks no more than that.
         let killed = Stand::in_memory();
         fs::write(killed.path("killed.qcow2"), host.content()).unwrap();

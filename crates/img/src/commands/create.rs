@@ -121,6 +121,8 @@ const SWITCHES: [&str; 4] = ["lazy_refcounts", "extended_l2", "data_file_raw", "
 const SIZES: [&str; 3] = ["size", "cluster_size", "extent_size_hint"];
 /// Options that are numbers.
 const NUMBERS: [&str; 1] = ["refcount_bits"];
+/// The same, of the encryption.
+const ENCRYPTION_NUMBERS: [&str; 2] = ["iter-time", "keyslot"];
 
 impl<'a> NewImage<'a> {
     /// Finds what follows from the backing file: it must be there, and is as long as the image unless that
@@ -337,6 +339,7 @@ pub(super) fn typed(options: CreateOptions) -> Result<Map<String, Value>, Failur
         let text = value.as_str().unwrap_or_default();
         let invalid = || Failure::new(format!("Invalid parameter '{text}' for option '{name}'"));
         let value = match &*name {
+            "encrypt" => encryption(value)?,
             _ if !value.is_string() => value,
             name if SWITCHES.contains(&name) => match text {
                 "on" | "yes" | "true" | "y" => json!(true),
@@ -356,4 +359,16 @@ pub(super) fn typed(options: CreateOptions) -> Result<Map<String, Value>, Failur
         typed.insert(name, value);
     }
     Ok(typed)
+}
+
+/// Options of the encryption, with their numbers as such.
+fn encryption(mut options: Value) -> Result<Value, Failure> {
+    for (name, value) in options.as_object_mut().into_iter().flatten() {
+        if let (true, Some(text)) = (ENCRYPTION_NUMBERS.contains(&name.as_str()), value.as_str()) {
+            let invalid =
+                |_| Failure::new(format!("Invalid parameter '{text}' for option 'encrypt.{name}'"));
+            *value = json!(text.parse::<u64>().map_err(invalid)?);
+        }
+    }
+    Ok(options)
 }

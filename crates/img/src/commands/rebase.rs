@@ -81,6 +81,10 @@ struct Hands {
 
 impl Rebase {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
+        // A name that was forgotten is not an image that is to have no backing file.
+        if self.backing.is_none() && !self.backing_unsafe {
+            return Err(Failure::usage("Must specify backing file (-b) or use unsafe mode (-u)"));
+        }
         let name = self.backing.as_deref().filter(|name| !name.is_empty());
         let spec = ImageSpec {
             cache: cache("destination", self.cache.as_deref(), Cache::WRITEBACK)?,

@@ -105,3 +105,12 @@ fn q192_q223_a_table_that_a_failed_commit_may_have_linked_is_as_any_other() {
     let runs: u64 = (0..4).map(|seed| each(shape, seed, (Kind::Flush, libc::EIO), 5, 2)).sum();
     println!("{runs} runs");
 }
+
+/// The file is made longer ahead of data. What leads behind the end that it durably has waits for a sync, though the
+/// data may come late and its clusters are counted already: behind the end of the file nothing can be read.
+#[test]
+fn q192_q197_entries_lead_to_where_the_file_durably_is() {
+    let shape = SHAPES.into_iter().find(|it| it.options == "cluster_size=64k").expect("a shape");
+    let fault = Disturbance::fail(libc::EIO, 18).of(Kind::Write);
+    assert_eq!(run(&simulated(172), shape, 172, fault, Some(SURVEY)), Ok(true));
+}
