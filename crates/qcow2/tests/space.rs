@@ -276,9 +276,9 @@ fn q190_q194_first_writes_are_flushed_by_one_sync_where_a_commit_has_counted_ahe
                 host.flushes() - before
             })
             .collect();
-        // The first commit counts eight clusters more, the next one sixteen. With the last of the largest clusters the
+        // The first commit counts eight clusters more, the next one sixteen. With the last of 64 KiB clusters the
         // file has become longer, which has to be durable first.
-        let last = if options == "extended_l2=on" { 2 } else { 1 };
+        let last = if options == "cluster_size=8k" { 1 } else { 2 };
         assert_eq!(syncs, [2, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, last], "{options}");
         // What is killed leaks no more than that.
         let killed = Stand::in_memory();

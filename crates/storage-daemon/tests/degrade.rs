@@ -65,7 +65,9 @@ fn without_threads_the_loop_does_the_work() {
     let image = sparse_image(dir.path(), "disk.img", 16 * MIB);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).unwrap();
     let program = dir.path().join("program");
-    fs::copy(PROGRAM, &program).unwrap();
+    // By a process of its own: one that another test starts meanwhile would inherit the file as open for writing, and
+    // it could not be run.
+    tools::run("cp", [PROGRAM, tools::text(&program)]);
     let (uid, gid) = (format!("--reuid={user}"), format!("--regid={user}"));
     let wrapper = ["setpriv", &uid, &gid, "--clear-groups", "prlimit", "--nproc=1:2000"];
     let daemon = start(&program, dir.path(), &wrapper, "", "");
