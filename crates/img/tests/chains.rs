@@ -221,3 +221,31 @@ fn a_commit_finds_its_base_by_relative_and_by_absolute_names() {
     let absolute_top = place.path("below/top.qcow2").display().to_string();
     place.ours(&format!("commit -q -b {absolute} {absolute_top}")).expect_success();
 }
+
+/// Slots and times are numbers, as text on the command line.
+#[test]
+fn a_key_is_put_into_a_chosen_slot() {
+    let place = Place::new();
+    let secrets = "--object secret,id=old,data=one --object secret,id=new,data=two";
+    let format = "encrypt.format=luks,encrypt.key-secret=old,encrypt.iter-time=10";
+    place.ours(&format!("create -f qcow2 {secrets} -o {format} a.qcow2 1M")).expect_success();
+    let image = |secret: &str| {
+        format!("--image-opts driver=qcow2,file.filename=a.qcow2,encrypt.key-secret={secret}")
+    };
+    let amend = |more: &str| {
+        let key = format!("encrypt.state=active,encrypt.new-secret=new,{more}");
+        place.ours(&format!("amend {secrets} -o {key} {}", image("old")))
+    };
+    for wrong in ["encrypt.keyslot=x", "encrypt.keyslot=8", "encrypt.iter-time=-1"] {
+        let said = amend(wrong);
+        assert_eq!(said.code, 1, "{wrong}: {said:?}");
+    }
+    amend("encrypt.keyslot=3,encrypt.iter-time=10").expect_success();
+    let info = place.theirs("info --output=json a.qcow2").expect_success().json();
+    let slots = info["format-specific"]["data"]["encrypt"]["slots"].as_array().unwrap().clone();
+    let active = slots.iter().map(|slot| slot["active"] == true).collect::<Vec<_>>();
+    assert_eq!(active, [true, false, false, true, false, false, false, false]);
+    for secret in ["old", "new"] {
+        place.theirs(&format!("check {secrets} {}", image(secret))).expect_success();
+    }
+}

@@ -61,7 +61,7 @@ impl Cleaner {
     /// The image is closed: no coroutine waits any more.
     pub(crate) fn end(&self) {
         self.swap_interval(0);
-        self.sleep.wake();
+        self.rest();
     }
 
     /// The tables are of no use for now: no coroutine waits until there are others.

@@ -1,7 +1,6 @@
 //! `create`: makes an image. `convert` makes its target in the same way.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 
 use coblk::block::CreateError;
 use coblk::drivers::RbdOptions;
@@ -206,13 +205,7 @@ impl Complete<'_> {
             self.format,
             self.bytes
         );
-        for (name, value) in &self.options {
-            let _ = match value {
-                // As it would be read again.
-                Value::String(text) => write!(line, " {name}={}", text.replace(',', ",,")),
-                value => write!(line, " {name}={value}"),
-            };
-        }
+        self.options.iter().for_each(|(name, value)| tell_option(&mut line, name, value));
         line
     }
 
@@ -245,18 +238,18 @@ impl Complete<'_> {
         } else if let Some(nocow) = own.remove("nocow") {
             file.insert("nocow".to_owned(), nocow);
         }
-        let drivers = tool.images.blockdevs().drivers();
         if is_raw {
-            return drivers.co_create(tool.co, file).map_err(|error| failed(&error));
+            return co_create(tool, file).map_err(|error| failed(&error));
         }
         own.insert("driver".to_owned(), json!(self.format));
         own.insert("size".to_owned(), json!(self.bytes));
         // What cannot be made is known before the file that is there is lost.
+        let drivers = tool.images.blockdevs().drivers();
         drivers.co_measure(tool.co, own.clone(), None).map_err(|error| failed(&error))?;
         let protocol = if is_device(path) { "host_device" } else { "file" };
         own.insert("file".to_owned(), json!({"driver": protocol, "filename": text}));
         if protocol == "file" {
-            drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
+            co_create(tool, file).map_err(|error| failed(&error))?;
         }
         let made = co_make_format(tool, own);
         made.map_err(|error| {
@@ -272,7 +265,6 @@ impl Complete<'_> {
     fn co_make_in_cluster(self, tool: &Tool<'_, '_>, location: &RbdOptions) -> Result<(), Failure> {
         let name = self.name.display().to_string();
         let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{name}: {error}"));
-        let drivers = tool.images.blockdevs().drivers();
         let Ok(Value::Object(mut node)) = serde_json::to_value(location) else {
             return Err(failed(&"its options cannot be written"));
         };
@@ -286,7 +278,7 @@ impl Complete<'_> {
         file.insert("driver".to_owned(), json!("rbd"));
         file.insert("location".to_owned(), json!(node));
         file.insert("size".to_owned(), json!(if is_raw { self.bytes } else { 0 }));
-        drivers.co_create(tool.co, file).map_err(|error| failed(&error))?;
+        co_create(tool, file).map_err(|error| failed(&error))?;
         if is_raw {
             return Ok(());
         }
@@ -294,7 +286,7 @@ impl Complete<'_> {
         own.insert("driver".to_owned(), json!(self.format));
         own.insert("size".to_owned(), json!(self.bytes));
         own.insert("file".to_owned(), json!(node));
-        drivers.co_create(tool.co, own).map_err(|error| failed(&error))
+        co_create(tool, own).map_err(|error| failed(&error))
     }
 
     /// A device has the length it has.
@@ -314,15 +306,33 @@ impl Complete<'_> {
 
 /// Makes the image of a format in its file, and the file for its data before that.
 fn co_make_format(tool: &Tool<'_, '_>, mut own: Map<String, Value>) -> Result<(), CreateError> {
-    let drivers = tool.images.blockdevs().drivers();
     if let Some(Value::String(path)) = own.get(DATA_FILE) {
         let node = json!({"driver": "file", "filename": path});
         let mut file = node.as_object().cloned().unwrap_or_default();
         file.insert("size".to_owned(), json!(0));
-        drivers.co_create(tool.co, file)?;
+        co_create(tool, file)?;
         own.insert(DATA_FILE.to_owned(), node);
     }
-    drivers.co_create(tool.co, own)
+    co_create(tool, own)
+}
+
+/// Tells an option as it would be read again.
+fn tell_option(line: &mut String, name: &str, value: &Value) {
+    match value {
+        Value::Object(members) => {
+            for (member, value) in members {
+                tell_option(line, &format!("{name}.{member}"), value);
+            }
+        }
+        Value::String(text) => line.push_str(&format!(" {name}={}", text.replace(',', ",,"))),
+        value => line.push_str(&format!(" {name}={value}")),
+    }
+}
+
+/// Makes an image, whose options may name objects of the command line.
+fn co_create(tool: &Tool<'_, '_>, options: Map<String, Value>) -> Result<(), CreateError> {
+    let nodes = tool.images.blockdevs();
+    nodes.co_create(tool.co, nodes.drivers().creation(options)?)
 }
 
 /// Whether a path is that of a device.
