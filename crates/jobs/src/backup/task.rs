@@ -95,7 +95,7 @@ pub(super) fn co_set_up(
 ) -> Result<(), BackupError> {
     let backup = task.0.backup.take().expect("a job is made once");
     let uses = Uses::co_take(co, job, &backup)?;
-    let manifest = Manifest::co_begin(co, backup.manifest.as_deref())?;
+    let manifest = Manifest::co_begin(co, backup.manifest.as_deref(), job.id())?;
     let is_read_above = leads_to(&backup.target, &backup.source);
     let tracking = match is_read_above {
         true => Some(backup.target.track(&co_drain(co, &backup.target)?)),
@@ -388,6 +388,7 @@ impl Task for BackupTask {
         drop(self.0.bitmap.take());
         let Some(parts) = self.0.parts.take() else { return };
         parts.keeper.give_up();
+        parts.manifest.take().into_iter().for_each(|manifest| manifest.co_discard(co));
         if job.is_cancelled() {
             // What waits for a server to come back.
             parts.written().for_each(|it| it.node().cancel_in_flight());
