@@ -13,7 +13,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, BlockNode, ReadFlags, WriteFlags};
 use coblk_jobs::{Backup, JobOptions, JobStatus};
 use util::disk::OnDisk;
-use util::stage::{GRANULE, Stage, stage_with};
+use util::stage::{GRANULE, LENGTH as LENGTH_OF_STAGE, Stage, stage, stage_with};
 use util::until;
 
 const LENGTH: u64 = 600 * GRANULE;
@@ -129,4 +129,24 @@ fn j128_a_job_lets_requests_of_guests_be_as_fast_as_it_is_told() {
         // It tries what is too much from time to time.
         assert!(limited < 0.4, "{limited}");
     }
+}
+
+/// The guests' copies are no reason to wake a job that has to wait, but for the last one.
+#[test]
+fn j33_a_limited_backup_ends_when_guests_have_copied_what_is_left() {
+    let stage = stage();
+    stage.source.fill(1);
+    let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&stage.target_node));
+    let options = JobOptions::new("j", "backup").speed(1);
+    let Stage { ctx, jobs, blockdevs, .. } = &stage;
+    let job = ctx.run(|co| backup.co_start(co, jobs, options, blockdevs)).unwrap();
+    stage.settle();
+    stage.write(0, 2, LENGTH_OF_STAGE / 2);
+    assert_eq!(job.status(), JobStatus::Running);
+    let took = stage.takes(|| {
+        stage.write(LENGTH_OF_STAGE / 2, 2, LENGTH_OF_STAGE / 2);
+        stage.until(&job, JobStatus::Null);
+    });
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert!(stage.target.durable().iter().all(|byte| *byte == 1), "another instant");
 }

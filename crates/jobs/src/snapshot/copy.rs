@@ -22,6 +22,7 @@ use coblk_block::{Child, OwnRequests, WriteFlags};
 
 use super::keeper::{Keeper, OnCbwError};
 use crate::copy::piece::{Scratch, Shape};
+use crate::copy::waiters::For;
 use crate::rules::{Rule, holds};
 
 /// Longest copy, in bytes, unless a cluster is longer.
@@ -151,7 +152,7 @@ impl Keeper {
             // From here on the node may be written.
             claim.hold = hold;
             self.set_held(&claimed, true);
-            self.guests.waiters.wake();
+            self.guests.waiters.wake_for(For::Claims);
         }
         let own = (target.own_requests(), self.spill().map(|spill| spill.own_requests()));
         co.context().spawn("copy before write", move |co| {
@@ -160,7 +161,7 @@ impl Keeper {
         });
         let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
-            self.guests.waiters.co_wait(co, is_over);
+            self.guests.waiters.co_wait_for(co, copy_of_guest(&told), is_over);
         }
         match told.get() {
             Some(Some(error)) => Err(copy_of(error)),
@@ -216,7 +217,7 @@ impl Memory {
             }
             let is_over =
                 || fits(in_flight.load(Ordering::SeqCst)).is_some() || keeper.ends_wait(co, limit);
-            keeper.guests.waiters.co_wait(co, is_over);
+            keeper.guests.waiters.co_wait_for(co, For::Memory, is_over);
         }
         Some(Memory { keeper: Arc::clone(keeper), bytes })
     }
@@ -225,12 +226,17 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.keeper.in_flight.fetch_sub(self.bytes, Ordering::SeqCst);
-        self.keeper.guests.waiters.wake();
+        self.keeper.guests.waiters.wake_for(For::Memory);
     }
 }
 
 /// How a copy has ended, once it has: `None` inside if well.
 type Told = Arc<OnceLock<Option<io::Error>>>;
+
+/// What the guest of a copy waits for.
+fn copy_of_guest(told: &Told) -> For {
+    For::Copy(Arc::as_ptr(told).addr())
+}
 
 /// A claim of a guest. Dropped, it has failed.
 struct Claim {
@@ -329,6 +335,7 @@ impl Drop for Claim {
             self.keeper.granules.fail(granules);
         }
         drop(self.hold.take());
+        self.keeper.guests.waiters.wake_for(copy_of_guest(&self.told));
         self.keeper.guests.claim_ended();
     }
 }

@@ -18,6 +18,7 @@ use crate::copy::guests::Guests;
 use crate::copy::pace::Latency;
 use crate::copy::spill::Spill;
 use crate::copy::sums::Sums;
+use crate::copy::waiters::For;
 
 /// What becomes of a guest's write whose old bytes cannot be copied: QAPI's `OnCbwError`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -177,7 +178,7 @@ impl Keeper {
     /// Waits for the end of copies that guests drive.
     pub(crate) fn co_wait_for_copies(&self, co: &Co<'_>) {
         while self.is_copying() {
-            self.guests.waiters.co_wait(co, || !self.is_copying());
+            self.guests.waiters.co_wait_for(co, For::Memory, || !self.is_copying());
         }
     }
 
