@@ -234,6 +234,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         spill: backup.spill.clone(),
         sums: backup.verify || backup.manifest.is_some(),
         latency: backup.guest_latency.map(Latency::new),
+        waits: backup.guest_latency.is_none().then(Latency::of_copies),
     }
 }
 

@@ -21,6 +21,7 @@ use coblk_aio::{Co, Timer};
 use coblk_block::{Child, OwnRequests, WriteFlags};
 
 use super::keeper::{Keeper, OnCbwError};
+use crate::copy::pace::Latency;
 use crate::copy::piece::{Scratch, Shape};
 use crate::copy::waiters::For;
 use crate::rules::{Rule, holds};
@@ -45,7 +46,9 @@ impl Keeper {
         let granules = self.granules_of(&range);
         match self.granules.is_idle(granules.clone()) {
             true => Ok(()),
-            false => self.co_keep_granules(co, (node, target), granules),
+            false => Latency::of(self.plan.waits.as_ref(), co, || {
+                self.co_keep_granules(co, (node, target), granules)
+            }),
         }
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct KeeperPlan {
     pub(crate) sums: bool,
     /// How long guests' requests take, and are to.
     pub(crate) latency: Option<Arc<Latency>>,
+    /// How long guests wait for copies.
+    pub(crate) waits: Option<Arc<Latency>>,
 }
 
 /// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
@@ -242,9 +244,9 @@ impl Keeper {
         self.plan.flags
     }
 
-    /// How long guests' requests take, if that is limited.
+    /// How long guests' requests take, if that is limited, or else their waits for copies.
     pub(crate) fn latency(&self) -> Option<&Arc<Latency>> {
-        self.plan.latency.as_ref()
+        self.plan.latency.as_ref().or(self.plan.waits.as_ref())
     }
 
     /// Checksums of what was read, if they are noted.
