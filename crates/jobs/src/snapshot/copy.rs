@@ -74,6 +74,9 @@ impl Keeper {
             let copied = if limit.is_over(co) {
                 Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
             } else if self.granules.is_busy(first) {
+                if !holds(Rule::GuestsWait) {
+                    return Ok(());
+                }
                 let is_free = || !self.granules.is_busy(first) || self.is_held(first);
                 let is_over = || is_free() || self.ends_wait(co, &limit);
                 self.guests.waiters.co_wait(co, is_over);
@@ -331,7 +334,7 @@ impl Drop for Claim {
         // Of a coroutine that has panicked. The guest is told before it is woken.
         let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
         if let Some(granules) = self.granules.take() {
-            if let (Some(_), Some(error)) = (&self.hold, told) {
+            if let (Some(_), Some(error), true) = (&self.hold, told, holds(Rule::LostFails)) {
                 // Before others take the granule for one that has its old bytes still.
                 self.keeper.break_instant(error);
             }
