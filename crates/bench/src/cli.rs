@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::args::{CommonArgs, CompareArgs, wanted};
 use crate::compare::fuse::{self, FuseArgs};
+use crate::compare::img::{self, ImgArgs};
 use crate::compare::jobs::JobsArgs;
 use crate::compare::nbd_client::{self, ClientArgs};
 use crate::compare::rbd::{self, RbdArgs};
@@ -61,8 +62,9 @@ enum Command {
     Page(PageArgs),
     /// Draw recorded results as SVG: throughput over depth, latency and CPU time over the rate.
     Plot(PlotArgs),
-    /// Name all works of `micro`, `compare`, `compare fuse`, `compare nbd`, `compare nbd-client`,
-    /// `compare rbd`, `compare vhost-user`, `compare qcow2` and `compare jobs`, one a line.
+    /// Name all works of `micro`, `compare`, `compare fuse`, `compare img`, `compare nbd`,
+    /// `compare nbd-client`, `compare rbd`, `compare vhost-user`, `compare qcow2` and `compare jobs`,
+    /// one a line.
     List,
     /// Keep one CPU busy.
     #[command(hide = true)]
@@ -98,6 +100,8 @@ struct CompareCommand {
 enum Compared {
     /// Our FUSE export beside QEMU's.
     Fuse(FuseArgs),
+    /// Commands of our coblk-img beside those of qemu-img, and a plain loop.
+    Img(ImgArgs),
     /// Reads from the page cache, with some of each turn of the loop in place: how many are best.
     InPlace(CommonArgs),
     /// Our NBD server beside those of QEMU and nbdkit.
@@ -141,6 +145,7 @@ pub fn run() -> io::Result<()> {
         Command::Compare(CompareCommand { what, engines }) => match what {
             None => compare::run(&engines, &plan, &mut report)?,
             Some(Compared::Fuse(arguments)) => fuse::run(&arguments, &plan, &mut report)?,
+            Some(Compared::Img(arguments)) => img::run(&arguments, &plan, &mut report)?,
             Some(Compared::InPlace(arguments)) => {
                 compare::in_place::run(&arguments, &plan, &mut report)?;
             }
@@ -176,6 +181,7 @@ fn list() {
     compare::works::Work::all().iter().for_each(|work| println!("{}", work.name()));
     compare::qcow2::names().iter().for_each(|name| println!("{name}"));
     compare::jobs::names().iter().for_each(|name| println!("{name}"));
+    img::names().iter().for_each(|name| println!("{name}"));
     fuse::Work::all().iter().for_each(|work| println!("{}", work.name()));
     nbd_client::names().iter().for_each(|name| println!("{name}"));
     rbd::Work::all().iter().for_each(|work| println!("{}", work.name()));

@@ -9,6 +9,38 @@ use tempfile::TempPath;
 /// Bytes written at once when an image is made.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// How many words there are, and their length in bytes.
+const WORDS: usize = 512;
+const WORD_BYTES: usize = 11;
+
+/// Words in an order at random, which is the same each time: deflate leaves less than half of them.
+pub struct Words {
+    letters: Vec<u8>,
+    state: u64,
+}
+
+impl Words {
+    pub fn new() -> Words {
+        let mut words = Words { letters: Vec::new(), state: 1 };
+        let letter = |_| b'a' + (words.random() % 26) as u8;
+        words.letters = (0..WORDS * WORD_BYTES).map(letter).collect();
+        words
+    }
+
+    fn random(&mut self) -> u64 {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.state >> 33
+    }
+
+    /// Fills a piece with the next ones, of which the last may be cut.
+    pub fn fill(&mut self, piece: &mut [u8]) {
+        for place in piece.chunks_mut(WORD_BYTES) {
+            let word = self.random() as usize % WORDS * WORD_BYTES;
+            place.copy_from_slice(&self.letters[word..][..place.len()]);
+        }
+    }
+}
+
 /// An image; one that was made is removed in the end.
 pub struct Image {
     path: PathBuf,

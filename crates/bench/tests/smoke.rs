@@ -67,6 +67,28 @@ fn a_row_of_qcow2_runs_alone() {
     }
 }
 
+/// Of one program in both places: each command is one that it knows.
+#[test]
+fn images_are_converted_compared_and_checked() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        return;
+    }
+    let rows = rows(&["compare", "img", "--size", "3m", "--program", "qemu-img"]);
+    let listed = String::from_utf8(bench(&["list"]).stdout).unwrap();
+    let listed: Vec<&str> = listed.lines().filter(|name| name.starts_with("img ")).collect();
+    assert_eq!((names(&rows), listed.len()), (listed.clone(), 14));
+    for row in &rows {
+        let (name, ratio) = (row["work"].as_str().unwrap(), &row["ratio"]);
+        assert!(ratio["qemu-img"].is_number() && row["cpu_ns_per_op"].is_number(), "{row}");
+        assert!(row["notes"].is_null(), "{row}");
+        let is_plain = name.contains("convert") && !name.contains("compressed");
+        assert_eq!(ratio["copy loop"].is_number(), is_plain, "{row}");
+        assert_eq!(ratio["read loop"].is_number(), name.contains("compare"), "{row}");
+        let is_converted = name.contains("convert");
+        assert_eq!(row["stored_bytes"].as_f64().is_some(), is_converted, "{row}");
+    }
+}
+
 #[test]
 fn only_narrows_the_rows() {
     assert_eq!(names(&rows(&["micro", "--only", "bh local x64"])), ["bh local x64"]);

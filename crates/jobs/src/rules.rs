@@ -22,6 +22,12 @@ pub enum Rule {
     MarkFailedAtSource,
     /// A granule that is to be copied, and that a guest covers in part, is left to the copier.
     LeaveParts,
+    /// A guest's write waits for copies of others that are under way where it writes.
+    GuestsWait,
+    /// What cannot be copied any more fails the backup.
+    LostFails,
+    /// A backup is durable before it ends.
+    DurableAtEnd,
     /// A guest's copy ends before what is in the spill.
     SpilledStays,
     /// What a stream has left out keeps the chain.

@@ -6,14 +6,14 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, BlockNode, ReadFlags, WriteFlags};
 use coblk_jobs::{Backup, JobOptions, JobStatus};
 use util::disk::OnDisk;
-use util::stage::{GRANULE, Stage, stage_with};
+use util::stage::{GRANULE, LENGTH as LENGTH_OF_STAGE, Stage, stage, stage_with};
 use util::until;
 
 const LENGTH: u64 = 600 * GRANULE;
@@ -129,4 +129,109 @@ fn j128_a_job_lets_requests_of_guests_be_as_fast_as_it_is_told() {
         // It tries what is too much from time to time.
         assert!(limited < 0.4, "{limited}");
     }
+}
+
+/// A target that takes 20 MiB a second, whatever comes first.
+struct Slow {
+    inner: OnDisk,
+    until_ns: AtomicI64,
+}
+
+impl BlockDriver for Slow {
+    fn format_name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn length(&self) -> u64 {
+        self.inner.length()
+    }
+
+    fn co_preadv(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        target: &mut IoVectorMut<'_>,
+        flags: ReadFlags,
+    ) -> io::Result<()> {
+        self.inner.co_preadv(co, offset, target, flags)
+    }
+
+    fn co_pwritev(
+        &self,
+        co: &Co<'_>,
+        offset: u64,
+        source: &IoVector<'_>,
+        flags: WriteFlags,
+    ) -> io::Result<()> {
+        let (now_ns, takes_ns) = (co.context().now_ns(), source.len() as i64 * 48);
+        let begin_ns = self.until_ns.load(Ordering::SeqCst).max(now_ns);
+        self.until_ns.store(begin_ns + takes_ns, Ordering::SeqCst);
+        co.sleep(Duration::from_nanos((begin_ns + takes_ns - now_ns) as u64));
+        self.inner.co_pwritev(co, offset, source, flags)
+    }
+
+    fn co_flush(&self, co: &Co<'_>) -> io::Result<()> {
+        self.inner.co_flush(co)
+    }
+}
+
+/// Without a limit, too: 16 MiB are under way at first, which are most of a second, and a quarter of that later.
+#[test]
+fn j128_guests_wait_for_little_of_what_a_backup_has_under_way_at_a_slow_target() {
+    const LENGTH: u64 = 128 << 20;
+    let stage = stage_with(LENGTH, |name, disk| {
+        let (inner, until_ns) = (OnDisk(Arc::clone(disk)), AtomicI64::new(0));
+        match name {
+            "target" => BlockNode::new(name, Slow { inner, until_ns }),
+            _ => BlockNode::new(name, inner),
+        }
+    });
+    stage.source.fill(1);
+    let Stage { ctx, jobs, blockdevs, .. } = &stage;
+    let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&stage.target_node));
+    let options = JobOptions::new("j", "backup");
+    let job = ctx.run(|co| backup.co_start(co, jobs, options, blockdevs)).unwrap();
+    let waits = Rc::<Cell<Vec<Duration>>>::default();
+    let (guest, own, watched) = (stage.guest.clone(), Rc::clone(&waits), Rc::clone(&job));
+    ctx.spawn("guest", move |co| {
+        let mut rng = fastrand::Rng::with_seed(1);
+        while watched.status() == JobStatus::Running {
+            let begin_ns = co.context().now_ns();
+            guest.co_write(co, rng.u64(..LENGTH / 4096) * 4096, &[1; 4096]).unwrap();
+            let took = Duration::from_nanos((co.context().now_ns() - begin_ns) as u64);
+            let mut waits = own.take();
+            waits.push(took);
+            own.set(waits);
+            co.sleep(Duration::from_millis(1));
+        }
+    });
+    let took = stage.takes(|| stage.until(&job, JobStatus::Null));
+    let waits = waits.take();
+    let later: Vec<_> = waits.iter().skip(waits.len() / 4).collect();
+    let (longest, of_all) = (later.iter().max().unwrap(), waits.iter().max().unwrap());
+    println!("{took:?}, {} writes, {of_all:?}, and {longest:?} later", waits.len());
+    assert!(*of_all < Duration::from_secs(1), "{of_all:?}");
+    assert!(**longest < Duration::from_millis(400), "{longest:?}");
+    // It is as fast as the target.
+    assert!(took < Duration::from_millis(7_500), "{took:?}");
+}
+
+/// The guests' copies are no reason to wake a job that has to wait, but for the last one.
+#[test]
+fn j33_a_limited_backup_ends_when_guests_have_copied_what_is_left() {
+    let stage = stage();
+    stage.source.fill(1);
+    let backup = Backup::new(Arc::clone(&stage.source_node), Arc::clone(&stage.target_node));
+    let options = JobOptions::new("j", "backup").speed(1);
+    let Stage { ctx, jobs, blockdevs, .. } = &stage;
+    let job = ctx.run(|co| backup.co_start(co, jobs, options, blockdevs)).unwrap();
+    stage.settle();
+    stage.write(0, 2, LENGTH_OF_STAGE / 2);
+    assert_eq!(job.status(), JobStatus::Running);
+    let took = stage.takes(|| {
+        stage.write(LENGTH_OF_STAGE / 2, 2, LENGTH_OF_STAGE / 2);
+        stage.until(&job, JobStatus::Null);
+    });
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert!(stage.target.durable().iter().all(|byte| *byte == 1), "another instant");
 }

@@ -24,6 +24,21 @@ mod rules {
     }
 
     #[test]
+    fn j77_a_guest_waits_for_copies_of_others() {
+        is_needed::<OfBackup>(Rule::GuestsWait, 2_000);
+    }
+
+    #[test]
+    fn j130_held_bytes_that_are_lost_fail_the_backup() {
+        is_needed::<OfBackup>(Rule::LostFails, 10_000);
+    }
+
+    #[test]
+    fn j73_the_copy_is_durable_before_the_end() {
+        is_needed::<OfBackup>(Rule::DurableAtEnd, 2_000);
+    }
+
+    #[test]
     fn j131_a_guest_copies_no_newer_bytes_over_what_is_in_the_spill() {
         is_needed::<OfBackup>(Rule::SpilledStays, 10_000);
     }

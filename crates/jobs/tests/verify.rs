@@ -11,7 +11,7 @@ use coblk_aio::{Co, IoVector, IoVectorMut};
 use coblk_block::{BlockDriver, ReadFlags, WriteFlags};
 use coblk_jobs::{Backup, BackupSync, Job, JobOptions, JobStatus};
 use util::disk::{Disk, OnDisk, Op, Verdict};
-use util::stage::{GRANULE, LENGTH, Stage, stage, stage_with};
+use util::stage::{GRANULE, LENGTH, Stage, stage, stage_of, stage_with};
 use util::{take, until};
 
 fn backup(stage: &Stage) -> Backup {
@@ -207,6 +207,48 @@ fn j132_a_manifest_has_the_sums_of_what_was_copied() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+/// Two jobs with one path, of which the second begins and ends while the first is at work.
+#[test]
+fn j132_a_manifest_is_that_of_the_job_that_ended_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sums");
+    let first = stage();
+    first.source.fill(1);
+    first.target.judge(|op| if op == Op::Flush { Verdict::Hold } else { Verdict::Go });
+    let job = start(&first, backup(&first).manifest(&path));
+    until(&first.ctx, || first.target.held() == 1);
+    let second = stage_of(4 * GRANULE);
+    let options = JobOptions::new("k", "backup");
+    let of_second = |co: &Co<'_>| {
+        backup(&second).manifest(&path).co_start(co, &second.jobs, options, &second.blockdevs)
+    };
+    let other = second.ctx.run(of_second).unwrap();
+    second.until(&other, JobStatus::Null);
+    let length = || std::fs::read_to_string(&path).unwrap().lines().nth(1).unwrap().to_owned();
+    assert_eq!(length(), format!("length {}", 4 * GRANULE));
+    first.target.judge(|_| Verdict::Go);
+    first.target.release();
+    first.until(&job, JobStatus::Null);
+    assert!(take(&first.told).contains(&"COMPLETED".to_owned()));
+    assert_eq!(length(), format!("length {LENGTH}"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn j132_large_granules_are_read_again_one_at_a_time() {
+    let stage = stage_of(16 << 20);
+    stage.source.fill(1);
+    stage.target.judge(|op| if matches!(op, Op::Read(..)) { Verdict::Hold } else { Verdict::Go });
+    let job = start(&stage, backup(&stage).min_cluster_size(4 << 20).verify(true));
+    until(&stage.ctx, || stage.target.held() > 0);
+    stage.settle();
+    assert_eq!(stage.target.held(), 1, "more memory than for four of a MiB");
+    stage.target.judge(|_| Verdict::Go);
+    stage.target.release();
+    stage.until(&job, JobStatus::Null);
+    assert!(take(&stage.told).contains(&"COMPLETED".to_owned()));
+}
+
 #[test]
 fn j132_a_manifest_that_cannot_be_written_is_refused_at_once() {
     let stage = stage();
@@ -216,7 +258,7 @@ fn j132_a_manifest_that_cannot_be_written_is_refused_at_once() {
         stage.ctx.run(start).unwrap_err().to_string()
     };
     let why = refused(backup(&stage).manifest("/nowhere/at/all"));
-    assert!(why.contains("Could not create '/nowhere/at/all.new'"), "{why}");
+    assert!(why.contains("Could not create '/nowhere/at/all.j.new'"), "{why}");
     let why = refused(backup(&stage).sync(BackupSync::None).verify(true));
     assert!(why.contains("do not go with sync mode 'none'"), "{why}");
     assert!(stage.is_free());

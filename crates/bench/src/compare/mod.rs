@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod fuse;
+pub mod img;
 pub mod in_place;
 pub mod jobs;
 mod latency;

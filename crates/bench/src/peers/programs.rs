@@ -96,18 +96,7 @@ impl Program {
             let path = path.to_owned();
             return Ok(if is_example { Program::Example(path) } else { Program::Daemon(path) });
         }
-        let here = std::env::current_exe()?;
-        let directory = here.parent().unwrap_or(Path::new("."));
-        let daemon = directory.join("coblk-storage-daemon");
-        if daemon.exists() {
-            return Ok(Program::Daemon(daemon));
-        }
-        let message = format!(
-            "{} is not there; name a server with --server, or build it: \
-             cargo build --release -p coblk-storage-daemon",
-            daemon.display()
-        );
-        Err(io::Error::new(io::ErrorKind::NotFound, message))
+        beside("coblk-storage-daemon", "name a server with --server").map(Program::Daemon)
     }
 
     /// What rows call it, and the Debian package that brings it.
@@ -178,6 +167,22 @@ impl Program {
         };
         Ok(command)
     }
+}
+
+/// A program of ours, beside this one.
+///
+/// # Errors
+/// If it is not there; with what to do.
+pub fn beside(name: &str, otherwise: &str) -> io::Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let path = here.parent().unwrap_or(Path::new(".")).join(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let shown = path.display();
+    let message =
+        format!("{shown} is not there; {otherwise}, or build it: cargo build --release -p {name}");
+    Err(io::Error::new(io::ErrorKind::NotFound, message))
 }
 
 fn qemu_words(service: &Service<'_>, iothreads: usize) -> io::Result<Vec<String>> {

@@ -26,29 +26,42 @@ pub(super) struct Manifest {
     file: File,
     new: PathBuf,
     path: PathBuf,
+    is_in_place: bool,
 }
 
 impl Manifest {
-    /// Makes a file, if it has a path: what cannot be written is known before anything is copied.
-    pub(super) fn co_begin(co: &Co<'_>, path: Option<&Path>) -> io::Result<Option<Manifest>> {
+    /// Makes a file, if it has a path: what cannot be written is known before anything is copied. Its name has that of
+    /// the job, so that no other job with this path writes to it.
+    pub(super) fn co_begin(
+        co: &Co<'_>,
+        path: Option<&Path>,
+        job: &str,
+    ) -> io::Result<Option<Manifest>> {
         let Some(path) = path else { return Ok(None) };
         let mut new = path.as_os_str().to_owned();
-        new.push(".new");
+        new.push(format!(".{job}.new"));
         let new = PathBuf::from(new);
         let file = PoolShare::once(co, || File::create(&new)).map_err(|error| {
             io::Error::new(error.kind(), format!("Could not create '{}': {error}", new.display()))
         })?;
-        Ok(Some(Manifest { file, new, path: path.to_owned() }))
+        Ok(Some(Manifest { file, new, path: path.to_owned(), is_in_place: false }))
     }
 
     /// Writes the sums, durably, and puts the file in its place.
-    pub(super) fn co_finish(self, co: &Co<'_>, sums: &Sums) -> Result<(), JobFailure> {
-        PoolShare::once(co, || self.finish(sums)).map_err(|error| {
-            JobFailure::Text(format!("Could not write '{}': {error}", self.path.display()))
+    pub(super) fn co_finish(mut self, co: &Co<'_>, sums: &Sums) -> Result<(), JobFailure> {
+        PoolShare::once(co, move || {
+            self.finish(sums).map_err(|error| {
+                JobFailure::Text(format!("Could not write '{}': {error}", self.path.display()))
+            })
         })
     }
 
-    fn finish(&self, sums: &Sums) -> io::Result<()> {
+    /// Has a worker remove it.
+    pub(super) fn co_discard(self, co: &Co<'_>) {
+        PoolShare::once(co, move || drop(self));
+    }
+
+    fn finish(&mut self, sums: &Sums) -> io::Result<()> {
         let mut to = BufWriter::new(&self.file);
         writeln!(to, "coblk-manifest 1")?;
         writeln!(to, "length {}", sums.length())?;
@@ -61,6 +74,7 @@ impl Manifest {
         drop(to);
         self.file.sync_all()?;
         fs::rename(&self.new, &self.path)?;
+        self.is_in_place = true;
         let folder = self.path.parent().filter(|it| !it.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
@@ -68,7 +82,8 @@ impl Manifest {
 
 impl Drop for Manifest {
     fn drop(&mut self) {
-        // It has its name by now, unless that failed.
-        let _ = fs::remove_file(&self.new);
+        if !self.is_in_place {
+            let _ = fs::remove_file(&self.new);
+        }
     }
 }

@@ -41,6 +41,9 @@ pub enum BitmapMode {
 
 /// Most copies at a time.
 const MAX_WORKERS: u64 = 64;
+/// As many as are enough for a disk, and for a target that is not far away. A guest that waits for a slow target waits
+/// for what these have under way there, too.
+const WORKERS: u64 = 16;
 
 /// A copy of the bytes that a node has at one instant, to another node. Guests go on meanwhile: what they are about to
 /// write over is copied first.
@@ -91,7 +94,7 @@ impl Backup {
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
             on_cbw_error: OnCbwError::BreakGuestWrite,
-            max_workers: MAX_WORKERS,
+            max_workers: WORKERS,
             max_chunk: None,
             min_cluster: 0,
             hold: 0,
@@ -190,7 +193,7 @@ impl Backup {
         Backup { on_cbw_error: on_error, ..self }
     }
 
-    /// How many copies are under way at most, besides those that guests wait for: 1 to 64.
+    /// How many copies are under way at most, besides those that guests wait for: 1 to 64; by default 16.
     #[must_use]
     pub fn max_workers(self, workers: u64) -> Backup {
         Backup { max_workers: workers.min(MAX_WORKERS), ..self }

@@ -22,6 +22,7 @@ use crate::copy::pace::Latency;
 use crate::copy::plan::{Manner, Plan};
 use crate::copy::target::Target;
 use crate::mirror::backing_of;
+use crate::rules::{Rule, holds};
 use crate::snapshot::{CopyBeforeWrite, Keeper, KeeperPlan, leads_to};
 use crate::{Job, JobFailure, Task};
 
@@ -95,7 +96,7 @@ pub(super) fn co_set_up(
 ) -> Result<(), BackupError> {
     let backup = task.0.backup.take().expect("a job is made once");
     let uses = Uses::co_take(co, job, &backup)?;
-    let manifest = Manifest::co_begin(co, backup.manifest.as_deref())?;
+    let manifest = Manifest::co_begin(co, backup.manifest.as_deref(), job.id())?;
     let is_read_above = leads_to(&backup.target, &backup.source);
     let tracking = match is_read_above {
         true => Some(backup.target.track(&co_drain(co, &backup.target)?)),
@@ -234,6 +235,7 @@ fn keeper_plan(backup: &Backup, is_read_above: bool) -> KeeperPlan {
         spill: backup.spill.clone(),
         sums: backup.verify || backup.manifest.is_some(),
         latency: backup.guest_latency.map(Latency::new),
+        waits: backup.guest_latency.is_none().then(Latency::of_copies),
     }
 }
 
@@ -279,6 +281,9 @@ impl Parts {
     fn co_copy(&self, co: &Co<'_>, job: &Rc<Job>) -> Result<(), JobFailure> {
         loop {
             self.engine.co_converge(co)?;
+            if !holds(Rule::DurableAtEnd) {
+                return Ok(());
+            }
             let flushed = self.target.co_apart(co, job, |co, target| target.co_flush(co))?;
             let Err(error) = flushed else { return Ok(()) };
             self.engine.target_failed(co.context(), &error);
@@ -388,6 +393,7 @@ impl Task for BackupTask {
         drop(self.0.bitmap.take());
         let Some(parts) = self.0.parts.take() else { return };
         parts.keeper.give_up();
+        parts.manifest.take().into_iter().for_each(|manifest| manifest.co_discard(co));
         if job.is_cancelled() {
             // What waits for a server to come back.
             parts.written().for_each(|it| it.node().cancel_in_flight());

@@ -11,8 +11,8 @@ use crate::copy::sums::Sums;
 use crate::copy::target::Target;
 use crate::{Job, JobFailure};
 
-/// Reads at a time, and bytes of each.
-const READERS: usize = 4;
+/// Reads at a time, and bytes of each, unless a granule has more: then there are fewer, of no more bytes in all.
+const READERS: u64 = 4;
 const MAX_READ: u64 = 1 << 20;
 
 /// What the readers have in common.
@@ -55,7 +55,8 @@ pub(super) fn co_verify(
             if sums.next(reading.next.get(), MAX_READ).is_none() {
                 return Ok(());
             }
-            (0..READERS).for_each(|_| reading.begin(co));
+            let at_once = READERS * MAX_READ / sums.granularity().max(MAX_READ);
+            (0..at_once.max(1)).for_each(|_| reading.begin(co));
         }
         if job.is_cancelled() {
             // A target that does not answer is left behind.

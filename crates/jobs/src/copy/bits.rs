@@ -36,9 +36,47 @@ impl GranuleBits {
         word.is_some_and(|word| word.load(Ordering::SeqCst) >> (granule % 64) & 1 != 0)
     }
 
+    /// The first granule of a range whose bit is set, or is clear. Costs a load for 64 that are not meant.
+    pub(crate) fn next(&self, range: Range<u64>, is_set: bool) -> Option<u64> {
+        let mut at = range.start;
+        while at < range.end {
+            let word = self.0.get((at / 64) as usize).map_or(0, |it| it.load(Ordering::SeqCst));
+            let meant = (if is_set { word } else { !word }) >> (at % 64);
+            if meant != 0 {
+                return Some(at + u64::from(meant.trailing_zeros())).filter(|it| *it < range.end);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
     /// Where the first granules of a range end that are like the first one.
     pub(crate) fn run_end(&self, range: &Range<u64>) -> u64 {
-        let first = self.has(range.start);
-        range.clone().find(|granule| self.has(*granule) != first).unwrap_or(range.end)
+        self.next(range.clone(), !self.has(range.start)).unwrap_or(range.end)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_one_is_found_wherever_it_is() {
+        let bits = GranuleBits::try_new(300).unwrap();
+        let set = [0, 63, 64, 127, 130, 131, 255, 299];
+        set.iter().for_each(|it| bits.set(&(*it..*it + 1), true));
+        for from in 0..300 {
+            for end in [from, from + 1, from + 64, 299, 300] {
+                for is_set in [true, false] {
+                    let slowly = (from..end.min(300)).find(|it| set.contains(it) == is_set);
+                    let found = bits.next(from..end.min(300), is_set);
+                    assert_eq!(found, slowly, "{from}..{end} {is_set}");
+                }
+            }
+        }
+        assert_eq!((bits.run_end(&(1..300)), bits.run_end(&(130..300))), (63, 132));
+        assert_eq!(bits.run_end(&(130..131)), 131);
+        let none = GranuleBits::default();
+        assert_eq!((none.next(5..70, true), none.next(5..70, false)), (None, Some(5)));
     }
 }

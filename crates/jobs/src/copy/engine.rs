@@ -22,6 +22,8 @@ use crate::{Job, JobFailure, OnError};
 
 /// For how long the end of a job waits for its target.
 const MOMENT_NS: i64 = 500_000_000;
+/// For how long what guests copy is not looked at, while it is too early for a copy of the job's.
+const REST_NS: i64 = 10_000_000;
 /// For how long nothing but errors may come before a soft cancellation fails.
 const MAX_FAILING_NS: i64 = 10_000_000_000;
 
@@ -150,6 +152,8 @@ impl Engine {
         is_done: impl Fn() -> bool,
         is_over: impl Fn() -> bool,
     ) -> Result<(), JobFailure> {
+        // While it is too early for a copy, what guests do wakes the job now and then, and not each time.
+        let mut has_looked = false;
         loop {
             self.check(co.context())?;
             if is_over() {
@@ -163,9 +167,18 @@ impl Engine {
                     self.job.co_wait(co, None);
                 }
             } else if self.granules.todo() > 0 {
-                self.guests.want_end();
-                let until_ns = self.call_worker(co.context());
-                self.job.co_wait(co, until_ns);
+                match self.earliest_ns(co.context()).filter(|_| has_looked) {
+                    Some(until_ns) => {
+                        let soon_ns = co.context().now_ns() + REST_NS;
+                        self.job.co_wait(co, Some(until_ns.min(soon_ns)));
+                    }
+                    None => {
+                        self.guests.want_end();
+                        let until_ns = self.call_worker(co.context());
+                        self.job.co_wait(co, until_ns);
+                    }
+                }
+                has_looked = !has_looked;
             } else {
                 self.guests.want_end();
                 if is_done() {

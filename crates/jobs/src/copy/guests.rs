@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use coblk_aio::RemoteBottomHalf;
 
 use super::atomics::{AtomicBool, Ordering};
-use super::waiters::Waiters;
+use super::waiters::{For, Waiters};
 
 /// Errors that the job has not seen yet, at most.
 const MAX_ERRORS: usize = 16;
@@ -72,7 +72,7 @@ impl Guests {
 
     /// A claim has ended.
     pub(crate) fn claim_ended(&self) {
-        self.waiters.wake();
+        self.waiters.wake_for(For::Claims);
         if self.wants_end.load(Ordering::SeqCst) && self.wants_end.swap(false, Ordering::SeqCst) {
             self.wake_job();
         }

@@ -12,6 +12,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
+use super::bits::GranuleBits;
 use super::granules::Granules;
 
 fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
@@ -144,5 +145,70 @@ fn j76_no_write_comes_before_the_copy_of_old_bytes() {
         copier.join().unwrap();
         assert_eq!(disks.target.load(Ordering::SeqCst), 7);
         assert_eq!((disks.granules.todo(), disks.granules.busy()), (0, 0));
+    });
+}
+
+/// A granule whose old bytes go to a node nearby at first.
+struct Spilling {
+    disks: Arc<Disks>,
+    spill: AtomicU64,
+    there: GranuleBits,
+}
+
+impl Spilling {
+    /// A guest that changes the source, as `Keeper::co_keep_granules` lets it.
+    fn write(&self) {
+        let granules = &self.disks.granules;
+        while granules.first_pending(0..1).is_some() && !self.there.has(0) {
+            match granules.claim_from(0, 1) {
+                Some(claim) if !self.there.has(0) => {
+                    let old = self.disks.source.load(Ordering::SeqCst);
+                    self.spill.store(old, Ordering::SeqCst);
+                    self.there.set(&claim, true);
+                    granules.fail(claim);
+                }
+                Some(claim) => granules.fail(claim),
+                None => thread::yield_now(),
+            }
+        }
+        self.disks.source.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A worker's copy, from where the bytes are.
+    fn copy(&self) {
+        let granules = &self.disks.granules;
+        let claim = loop {
+            match granules.claim(0, 1) {
+                Some(claim) => break claim,
+                None => thread::yield_now(),
+            }
+        };
+        let from = if self.there.has(0) { &self.spill } else { &self.disks.source };
+        self.disks.target.store(from.load(Ordering::SeqCst), Ordering::SeqCst);
+        granules.end(claim.clone());
+        self.there.set(&claim, false);
+    }
+}
+
+/// Guests on other threads alone can come between the end of a guest's claim and the bit that says where its bytes are.
+#[test]
+fn j131_the_target_gets_the_old_bytes_whatever_guests_do_meanwhile() {
+    model(3, || {
+        let disks = Disks::new();
+        disks.source.store(7, Ordering::SeqCst);
+        disks.granules.mark(0..1);
+        let there = GranuleBits::try_new(1).unwrap();
+        let spilling = Arc::new(Spilling { disks, spill: AtomicU64::new(0), there });
+        let guests = [0, 1].map(|_| {
+            let spilling = Arc::clone(&spilling);
+            thread::spawn(move || spilling.write())
+        });
+        spilling.copy();
+        for guest in guests {
+            guest.join().unwrap();
+        }
+        assert_eq!(spilling.disks.target.load(Ordering::SeqCst), 7);
+        assert_eq!(spilling.disks.source.load(Ordering::SeqCst), 9);
+        assert_eq!((spilling.disks.granules.todo(), spilling.disks.granules.busy()), (0, 0));
     });
 }

@@ -4,6 +4,10 @@
 //! whether more than one of twenty took longer than the limit. If so it does half as much at once from then on: fewer
 //! copies, then shorter ones, then pauses between them. When none did, in four windows, it does twice as much again. So
 //! it settles between two steps, of which it is longer in the one that guests bear.
+//!
+//! A backup without a limit looks at the waits of guests for copies of old bytes alone, which cost more than a look at
+//! the clock: what it has under way at a slow target is what they wait for there. It does no less than a few copies at
+//! once for that: a target may be far away, and then it is not slower for more of them.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -17,7 +21,11 @@ const WINDOW_NS: i64 = 50_000_000;
 /// After that many good windows more is done.
 const GOOD_WINDOWS: u32 = 4;
 /// One of so many requests may take longer.
-const MAY_BE_LONG: u32 = 20;
+const MAY_BE_LONG: u64 = 20;
+/// How long guests may wait for copies of old bytes without a limit.
+const COPIES_LIMIT: Duration = Duration::from_millis(20);
+/// Copies at once, at least, where that is all that they are looked at for.
+const FEW: u64 = 4;
 /// The shortest pause between copies, and how often it is doubled at most.
 const PAUSE_NS: i64 = 1_000_000;
 const MAX_DOUBLED: u32 = 7;
@@ -25,7 +33,11 @@ const MAX_DOUBLED: u32 = 7;
 /// How long guests' requests take, against a limit. Any thread.
 pub(crate) struct Latency {
     limit_ns: i64,
-    /// Since the last look.
+    /// Whether all is done for it that helps.
+    is_wanted: bool,
+    /// Those that have not ended.
+    under_way: AtomicU32,
+    /// Those that have, since the last look.
     requests: AtomicU32,
     long: AtomicU32,
 }
@@ -33,8 +45,18 @@ pub(crate) struct Latency {
 impl Latency {
     /// Of requests that are to take no longer than that.
     pub(crate) fn new(limit: Duration) -> Arc<Latency> {
+        Latency::of_limit(limit, true)
+    }
+
+    /// Of waits for copies of old bytes.
+    pub(crate) fn of_copies() -> Arc<Latency> {
+        Latency::of_limit(COPIES_LIMIT, false)
+    }
+
+    fn of_limit(limit: Duration, is_wanted: bool) -> Arc<Latency> {
         let limit_ns = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
-        Arc::new(Latency { limit_ns, requests: AtomicU32::new(0), long: AtomicU32::new(0) })
+        let (under_way, requests, long) = Default::default();
+        Arc::new(Latency { limit_ns, is_wanted, under_way, requests, long })
     }
 
     /// Does a request of a guest.
@@ -45,6 +67,7 @@ impl Latency {
     ) -> R {
         let Some(latency) = latency else { return request() };
         let begin_ns = co.context().now_ns();
+        let _under_way = UnderWay::new(latency);
         let result = request();
         latency.took(co.context().now_ns() - begin_ns);
         result
@@ -63,6 +86,22 @@ impl Latency {
     }
 }
 
+/// A request that has not ended.
+struct UnderWay<'a>(&'a Latency);
+
+impl UnderWay<'_> {
+    fn new(latency: &Latency) -> UnderWay<'_> {
+        latency.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(latency)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// How much a job does at once. Home thread.
 pub(super) struct Pace {
     latency: Option<Arc<Latency>>,
@@ -74,6 +113,8 @@ pub(super) struct Pace {
     halved: Cell<u32>,
     good: Cell<u32>,
     window_ns: Cell<i64>,
+    /// Requests were under way when the window began.
+    was_under_way: Cell<bool>,
     /// No copy begins before.
     next_ns: Cell<i64>,
 }
@@ -83,8 +124,8 @@ impl Pace {
         latency: Option<Arc<Latency>>,
         (workers, chunk, least): (u64, u64, u64),
     ) -> Pace {
-        let (halved, good, window_ns, next_ns) = Default::default();
-        Pace { latency, workers, chunk, least, halved, good, window_ns, next_ns }
+        let (halved, good, window_ns, was_under_way, next_ns) = Default::default();
+        Pace { latency, workers, chunk, least, halved, good, window_ns, was_under_way, next_ns }
     }
 
     /// Whether it does all that it may.
@@ -95,16 +136,22 @@ impl Pace {
     /// Looks at the window, if that is over.
     pub(super) fn look(&self, now_ns: i64) {
         let Some(latency) = &self.latency else { return };
-        if now_ns - self.window_ns.get() < WINDOW_NS {
+        let took_ns = now_ns - self.window_ns.get();
+        if took_ns < WINDOW_NS {
             return;
         }
         self.window_ns.set(now_ns);
         let (requests, long) = latency.take();
-        let halved = self.halved.get();
-        if long * MAY_BE_LONG > requests {
+        let is_under_way = latency.under_way.load(Ordering::Relaxed) > 0;
+        let was_under_way = self.was_under_way.replace(is_under_way);
+        let (halved, most) = (self.halved.get(), self.max_halved(latency.is_wanted));
+        // Where none has ended, those of the beginning have taken the whole window. It may be as long as a pause of
+        // the job.
+        let is_stuck = requests == 0 && was_under_way && took_ns > latency.limit_ns;
+        if is_stuck || u64::from(long) * MAY_BE_LONG > u64::from(requests) {
             self.good.set(0);
-            self.halved.set((halved + 1).min(self.max_halved()));
-        } else if long == 0 && halved > 0 {
+            self.halved.set((halved + 1).min(most));
+        } else if long == 0 && halved > 0 && (requests > 0 || !is_under_way) {
             self.good.set(self.good.get() + 1);
             if self.good.get() >= GOOD_WINDOWS {
                 self.good.set(0);
@@ -113,8 +160,16 @@ impl Pace {
         }
     }
 
-    fn max_halved(&self) -> u32 {
-        self.workers.ilog2() + (self.chunk / self.least).max(1).ilog2() + MAX_DOUBLED + 1
+    fn max_halved(&self, is_wanted: bool) -> u32 {
+        match is_wanted {
+            true => self.without_pauses() + MAX_DOUBLED + 1,
+            false => (self.workers / FEW).max(1).ilog2(),
+        }
+    }
+
+    /// How often it is halved until one copy at a time is the shortest.
+    fn without_pauses(&self) -> u32 {
+        self.workers.ilog2() + (self.chunk / self.least).max(1).ilog2()
     }
 
     /// Copies at once.
@@ -130,8 +185,7 @@ impl Pace {
 
     /// A copy begins.
     pub(super) fn sent(&self, now_ns: i64) {
-        let in_full = self.workers.ilog2() + (self.chunk / self.least).max(1).ilog2();
-        let pauses = self.halved.get().saturating_sub(in_full);
+        let pauses = self.halved.get().saturating_sub(self.without_pauses());
         if pauses > 0 {
             self.next_ns.set(now_ns + (PAUSE_NS << (pauses - 1).min(MAX_DOUBLED)));
         }
@@ -200,6 +254,42 @@ mod tests {
         // Without guests.
         pace.look(100 * WINDOW_NS);
         assert!(pace.is_full());
+    }
+
+    #[test]
+    fn j128_a_job_copies_a_few_at_once_whatever_copies_of_old_bytes_take() {
+        let latency = Latency::of_copies();
+        let pace = Pace::new(Some(Arc::clone(&latency)), (64, 1 << 20, 64 << 10));
+        let done = windows(&pace, &latency, 0, &[30 * MS; 20]);
+        assert_eq!([done[0], done[3], done[19]], [(32, 1024), (4, 1024), (4, 1024)]);
+        assert_eq!(windows(&pace, &latency, 20, &[MS; 4])[3], (8, 1024));
+        let one = Pace::new(Some(Arc::clone(&latency)), (2, 1 << 20, 64 << 10));
+        assert_eq!(windows(&one, &latency, 0, &[30 * MS; 5])[4], (2, 1024));
+    }
+
+    #[test]
+    fn j128_requests_that_do_not_end_are_long() {
+        let (pace, latency) = pace();
+        windows(&pace, &latency, 0, &[3 * MS]);
+        let under_way = UnderWay::new(&latency);
+        let looks = |from: i64, count: i64| {
+            (from..from + count).for_each(|it| pace.look(it * WINDOW_NS));
+            pace.workers()
+        };
+        // It may just have begun.
+        assert_eq!((looks(2, 1), looks(3, 1), looks(4, 1)), (8, 4, 2));
+        latency.took(200 * MS);
+        drop(under_way);
+        assert_eq!((looks(5, 5), looks(10, 4)), (2, 4), "there are none");
+    }
+
+    #[test]
+    fn j128_a_window_may_have_any_number_of_requests() {
+        let (pace, latency) = pace();
+        latency.requests.store(u32::MAX, Ordering::Relaxed);
+        latency.long.store(1 << 31, Ordering::Relaxed);
+        pace.look(WINDOW_NS);
+        assert_eq!(pace.workers(), 8);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Sums {
 
     /// The first bytes behind `at` that were noted, up to `most`, or a granule.
     pub(crate) fn next(&self, at: u64, most: u64) -> Option<Range<u64>> {
-        let first = (at.div_ceil(self.granularity)..self.count()).find(|it| self.known.has(*it))?;
+        let first = self.known.next(at.div_ceil(self.granularity)..self.count(), true)?;
         let limit = (first + (most / self.granularity).max(1)).min(self.count());
         Some(self.bytes_of(&(first..self.known.run_end(&(first..limit)))))
     }
@@ -94,7 +94,7 @@ impl Sums {
     pub(crate) fn runs(&self) -> impl Iterator<Item = SumRun> {
         let mut next = 0;
         std::iter::from_fn(move || {
-            let first = (next..self.count()).find(|it| self.known.has(*it))?;
+            let first = self.known.next(next..self.count(), true)?;
             let of = |granule: u64| self.sums[granule as usize].load(Ordering::Relaxed);
             let sum = of(first);
             let same = |it: &u64| self.known.has(*it) && of(*it) == sum;

@@ -21,7 +21,9 @@ use coblk_aio::{Co, Timer};
 use coblk_block::{Child, OwnRequests, WriteFlags};
 
 use super::keeper::{Keeper, OnCbwError};
+use crate::copy::pace::Latency;
 use crate::copy::piece::{Scratch, Shape};
+use crate::copy::waiters::For;
 use crate::rules::{Rule, holds};
 
 /// Longest copy, in bytes, unless a cluster is longer.
@@ -44,7 +46,9 @@ impl Keeper {
         let granules = self.granules_of(&range);
         match self.granules.is_idle(granules.clone()) {
             true => Ok(()),
-            false => self.co_keep_granules(co, (node, target), granules),
+            false => Latency::of(self.plan.waits.as_ref(), co, || {
+                self.co_keep_granules(co, (node, target), granules)
+            }),
         }
     }
 
@@ -70,6 +74,9 @@ impl Keeper {
             let copied = if limit.is_over(co) {
                 Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
             } else if self.granules.is_busy(first) {
+                if !holds(Rule::GuestsWait) {
+                    return Ok(());
+                }
                 let is_free = || !self.granules.is_busy(first) || self.is_held(first);
                 let is_over = || is_free() || self.ends_wait(co, &limit);
                 self.guests.waiters.co_wait(co, is_over);
@@ -151,7 +158,7 @@ impl Keeper {
             // From here on the node may be written.
             claim.hold = hold;
             self.set_held(&claimed, true);
-            self.guests.waiters.wake();
+            self.guests.waiters.wake_for(For::Claims);
         }
         let own = (target.own_requests(), self.spill().map(|spill| spill.own_requests()));
         co.context().spawn("copy before write", move |co| {
@@ -160,7 +167,7 @@ impl Keeper {
         });
         let is_over = || is_held || told.get().is_some() || self.ends_wait(co, limit);
         while !is_over() {
-            self.guests.waiters.co_wait(co, is_over);
+            self.guests.waiters.co_wait_for(co, copy_of_guest(&told), is_over);
         }
         match told.get() {
             Some(Some(error)) => Err(copy_of(error)),
@@ -216,7 +223,7 @@ impl Memory {
             }
             let is_over =
                 || fits(in_flight.load(Ordering::SeqCst)).is_some() || keeper.ends_wait(co, limit);
-            keeper.guests.waiters.co_wait(co, is_over);
+            keeper.guests.waiters.co_wait_for(co, For::Memory, is_over);
         }
         Some(Memory { keeper: Arc::clone(keeper), bytes })
     }
@@ -225,12 +232,17 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.keeper.in_flight.fetch_sub(self.bytes, Ordering::SeqCst);
-        self.keeper.guests.waiters.wake();
+        self.keeper.guests.waiters.wake_for(For::Memory);
     }
 }
 
 /// How a copy has ended, once it has: `None` inside if well.
 type Told = Arc<OnceLock<Option<io::Error>>>;
+
+/// What the guest of a copy waits for.
+fn copy_of_guest(told: &Told) -> For {
+    For::Copy(Arc::as_ptr(told).addr())
+}
 
 /// A claim of a guest. Dropped, it has failed.
 struct Claim {
@@ -322,13 +334,14 @@ impl Drop for Claim {
         // Of a coroutine that has panicked. The guest is told before it is woken.
         let told = self.told.get_or_init(|| Some(io::Error::from_raw_os_error(libc::EIO)));
         if let Some(granules) = self.granules.take() {
-            if let (Some(_), Some(error)) = (&self.hold, told) {
+            if let (Some(_), Some(error), true) = (&self.hold, told, holds(Rule::LostFails)) {
                 // Before others take the granule for one that has its old bytes still.
                 self.keeper.break_instant(error);
             }
             self.keeper.granules.fail(granules);
         }
         drop(self.hold.take());
+        self.keeper.guests.waiters.wake_for(copy_of_guest(&self.told));
         self.keeper.guests.claim_ended();
     }
 }

@@ -18,6 +18,7 @@ use crate::copy::guests::Guests;
 use crate::copy::pace::Latency;
 use crate::copy::spill::Spill;
 use crate::copy::sums::Sums;
+use crate::copy::waiters::For;
 
 /// What becomes of a guest's write whose old bytes cannot be copied: QAPI's `OnCbwError`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -55,6 +56,8 @@ pub(crate) struct KeeperPlan {
     pub(crate) sums: bool,
     /// How long guests' requests take, and are to.
     pub(crate) latency: Option<Arc<Latency>>,
+    /// How long guests wait for copies.
+    pub(crate) waits: Option<Arc<Latency>>,
 }
 
 /// The bytes of an instant: which are to be copied before they are written over, and whether they are lost. Any
@@ -177,7 +180,7 @@ impl Keeper {
     /// Waits for the end of copies that guests drive.
     pub(crate) fn co_wait_for_copies(&self, co: &Co<'_>) {
         while self.is_copying() {
-            self.guests.waiters.co_wait(co, || !self.is_copying());
+            self.guests.waiters.co_wait_for(co, For::Memory, || !self.is_copying());
         }
     }
 
@@ -241,9 +244,9 @@ impl Keeper {
         self.plan.flags
     }
 
-    /// How long guests' requests take, if that is limited.
+    /// How long guests' requests take, if that is limited, or else their waits for copies.
     pub(crate) fn latency(&self) -> Option<&Arc<Latency>> {
-        self.plan.latency.as_ref()
+        self.plan.latency.as_ref().or(self.plan.waits.as_ref())
     }
 
     /// Checksums of what was read, if they are noted.

@@ -171,6 +171,7 @@ impl Driver for CopyBeforeWrite {
             spill: None,
             sums: false,
             latency: None,
+            waits: None,
         };
         let keeper = Keeper::for_reads(plan, bits.as_ref())?;
         Ok(CopyBeforeWrite::on((file, target), &Arc::new(keeper), tracking))

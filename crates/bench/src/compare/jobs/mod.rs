@@ -16,7 +16,7 @@ mod chains;
 mod copies;
 mod guests;
 mod moments;
-mod side;
+pub mod side;
 
 use std::io;
 use std::path::PathBuf;

@@ -2,21 +2,18 @@
 
 use std::cell::OnceCell;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::image::Image;
+use crate::image::{Image, Words};
 use crate::peers::qemu_img::run as qemu_img;
 
 /// Virtual length of the image that has no data of its own.
 pub const NULL_BYTES: u64 = 1 << 30;
 /// Virtual length of images that are written for the first time.
 const EMPTY_BYTES: u64 = 1 << 40;
-/// Words of the image that is compressed, and their length in bytes.
-const WORDS: usize = 512;
-const WORD_BYTES: usize = 11;
 
 /// Images, in a directory that is removed in the end. Each is made when it is first asked for.
 pub struct Images<'a> {
@@ -174,20 +171,16 @@ fn utf8(path: &Path) -> io::Result<&str> {
 
 /// The same words in the same order each time.
 fn write_words(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut state = 1_u64;
-    let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        state >> 33
-    };
-    let letters: Vec<u8> = (0..WORDS * WORD_BYTES).map(|_| b'a' + (random() % 26) as u8).collect();
-    let mut file = BufWriter::new(File::create_new(path)?);
+    let (mut words, mut piece) = (Words::new(), vec![0; 1 << 20]);
+    let mut file = File::create_new(path)?;
     let mut left = bytes as usize;
     while left > 0 {
-        let word = &letters[random() as usize % WORDS * WORD_BYTES..][..WORD_BYTES.min(left)];
-        file.write_all(word)?;
-        left -= word.len();
+        let some = left.min(piece.len());
+        words.fill(&mut piece[..some]);
+        file.write_all(&piece[..some])?;
+        left -= some;
     }
-    file.into_inner().map_err(io::Error::other)?.sync_all()
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -204,15 +204,21 @@ impl Arguments {
 
 impl Perf {
     fn apply(&self, backup: Backup) -> Result<Backup, DaemonError> {
-        let workers = self.max_workers.unwrap_or(64);
-        let workers = i32::try_from(workers).ok().and_then(|it| u64::try_from(it).ok());
-        let workers = workers
-            .filter(|it| *it > 0)
-            .ok_or_else(|| refused(format!("max-workers must be between 1 and {}", i32::MAX)))?;
+        let backup = match self.max_workers {
+            Some(workers) => backup.max_workers(at_least_one(workers)?),
+            None => backup,
+        };
         let chunk = u64::try_from(self.max_chunk.unwrap_or(0));
         let chunk = chunk
             .map_err(|_| refused("max-chunk must be zero (which means no limit) or positive"))?;
         let cluster = self.min_cluster_size.unwrap_or(0);
-        Ok(backup.max_workers(workers).max_chunk(chunk).min_cluster_size(cluster))
+        Ok(backup.max_chunk(chunk).min_cluster_size(cluster))
     }
+}
+
+fn at_least_one(workers: i64) -> Result<u64, DaemonError> {
+    let workers = i32::try_from(workers).ok().and_then(|it| u64::try_from(it).ok());
+    workers
+        .filter(|it| *it > 0)
+        .ok_or_else(|| refused(format!("max-workers must be between 1 and {}", i32::MAX)))
 }
