@@ -30,16 +30,18 @@ const SUN_PATH_BYTES: usize = 108;
 #[derive(Debug)]
 pub struct Stream {
     socket: Socket,
+    is_unix: bool,
 }
 
 impl Stream {
     pub(super) fn new(socket: Socket, keep_alive: &KeepAlive) -> io::Result<Stream> {
         socket.set_nonblocking(true)?;
-        if matches!(socket.domain()?, Domain::IPV4 | Domain::IPV6) {
+        let domain = socket.domain()?;
+        if matches!(domain, Domain::IPV4 | Domain::IPV6) {
             socket.set_tcp_nodelay(true)?;
             keep_alive::set(&SockRef::from(&socket), keep_alive)?;
         }
-        Ok(Stream { socket })
+        Ok(Stream { socket, is_unix: domain == Domain::UNIX })
     }
 
     /// Takes a socket that is connected.
@@ -119,6 +121,11 @@ impl Stream {
         }
         let stream = result.and_then(|socket| Stream::new(socket, &inet.keep_alive));
         stream.map_err(|source| SocketError::Connect { address: address.to_string(), source })
+    }
+
+    /// Whether it is a unix socket: its two ends are on one host.
+    pub fn is_unix(&self) -> bool {
+        self.is_unix
     }
 
     /// The address of the other end. That of a unix socket is empty unless it has bound one, as

@@ -67,12 +67,17 @@ impl Outbox {
             transport.push()?;
             return Ok(std::mem::take(&mut self.spare));
         }
-        let slices = self.next_slices();
+        let slices = self.next_slices(transport.long());
         let written = transport.write(&slices)?;
         drop(slices);
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        Ok(self.note(written))
+    }
+
+    /// So many bytes have gone; of messages that have completely.
+    fn note(&mut self, written: usize) -> Sent {
         self.total += written as u64;
         let mut bytes = self.sent + written;
         let mut done = std::mem::take(&mut self.spare);
@@ -83,19 +88,23 @@ impl Outbox {
             }
         }
         self.sent = bytes;
-        Ok(done)
+        done
     }
 
-    /// What one call is given. A client that reads on meanwhile makes it take as long as that is.
+    /// What one call is given. A client that reads on meanwhile makes it take as long as that is. What has `long`
+    /// bytes, or more, is the first of a call.
     #[inline]
-    fn next_slices(&self) -> SmallVec<[IoSlice<'_>; 2 * BATCH]> {
+    fn next_slices(&self, long: usize) -> SmallVec<[IoSlice<'_>; 2 * BATCH]> {
         let mut slices = SmallVec::new();
         let (mut skip, mut room) = (self.sent, MAX_BYTES);
         for part in self.messages.iter().take(BATCH).flat_map(Message::parts) {
             let gone = skip.min(part.len());
             skip -= gone;
             let part = &part[gone..];
-            if room == 0 || part.is_empty() {
+            if room == 0 || (part.len() >= long && !slices.is_empty()) {
+                break;
+            }
+            if part.is_empty() {
                 continue;
             }
             let is_whole = part.len() <= room + MAX_EXCESS;
@@ -116,7 +125,7 @@ mod tests {
         let next = |lengths: &[usize], sent| {
             let mut outbox = Outbox { sent, ..Outbox::default() };
             lengths.iter().for_each(|&bytes| outbox.push(Message::raw(vec![0; bytes])));
-            outbox.next_slices().iter().map(|slice| slice.len()).sum::<usize>()
+            outbox.next_slices(usize::MAX).iter().map(|slice| slice.len()).sum::<usize>()
         };
         let header = 16;
         assert_eq!(next(&[header, MAX_BYTES, header, MAX_BYTES], 0), header + MAX_BYTES);
@@ -126,5 +135,22 @@ mod tests {
         assert_eq!(next(&[MAX_BYTES + MAX_EXCESS + 1], 1), MAX_BYTES + MAX_EXCESS);
         assert_eq!(next(&[header, 3 * MAX_BYTES], 0), MAX_BYTES);
         assert_eq!(next(&[header; 40], 0), BATCH * header);
+    }
+
+    #[test]
+    fn what_is_long_begins_a_call() {
+        let calls = |lengths: &[usize]| {
+            let mut outbox = Outbox::default();
+            lengths.iter().for_each(|&bytes| outbox.push(Message::raw(vec![0; bytes])));
+            let mut calls = Vec::new();
+            while !outbox.is_empty() {
+                let slices: Vec<_> = outbox.next_slices(100).iter().map(|it| it.len()).collect();
+                outbox.note(slices.iter().sum());
+                calls.push(slices);
+            }
+            calls
+        };
+        assert_eq!(calls(&[16, 99, 16, 99]), [[16, 99, 16, 99]]);
+        assert_eq!(calls(&[16, 100, 16, 99, 16, 200]), [&[16][..], &[100, 16, 99, 16], &[200]]);
     }
 }

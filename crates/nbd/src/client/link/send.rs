@@ -227,11 +227,19 @@ impl Link {
     }
 
     fn co_send_plain(&self, co: &Co<'_>, header: &[u8], payload: &IoVector<'_>) -> io::Result<()> {
+        if payload.len() >= self.transport.long() {
+            self.co_send_vector(co, &IoVector::from(header))?;
+            return self.co_send_vector(co, payload);
+        }
         let mut message = IoVector::from(header);
         message.extend(payload);
+        self.co_send_vector(co, &message)
+    }
+
+    fn co_send_vector(&self, co: &Co<'_>, bytes: &IoVector<'_>) -> io::Result<()> {
         let mut done = 0;
-        while done < message.len() {
-            let rest = message.slice(done, message.len() - done);
+        while done < bytes.len() {
+            let rest = bytes.slice(done, bytes.len() - done);
             match self.transport.write_vectored(&rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(bytes) => done += bytes,
