@@ -115,9 +115,7 @@ impl Connection {
         self.co_see_closed(co, FIRST_CLOSE_LIMIT, || self.has_open_old());
         let mut pause = self.pause.get();
         while !self.closing.get() {
-            if !pause.is_zero() {
-                self.keeper.sleep(co, pause);
-            }
+            self.co_pause(co, pause);
             while self.shared.is_quiesced() && !self.closing.get() {
                 self.keeper.sleep(co, LONG);
             }
@@ -137,6 +135,18 @@ impl Connection {
                     pause = longer(pause);
                 }
             }
+        }
+    }
+
+    /// Waits for so long: what wakes the keeper meanwhile is no reason to be faster, but for the end.
+    fn co_pause(&self, co: &Co<'_>, pause: Duration) {
+        let end_ns = co.context().now_ns() + pause.as_nanos() as i64;
+        while !self.closing.get() {
+            let left_ns = u64::try_from(end_ns - co.context().now_ns()).unwrap_or(0);
+            if left_ns == 0 {
+                return;
+            }
+            self.keeper.sleep(co, Duration::from_nanos(left_ns));
         }
     }
 

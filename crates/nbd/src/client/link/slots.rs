@@ -67,6 +67,16 @@ impl Slots {
         (asked.cookie == cookie).then_some((index, asked))
     }
 
+    /// The cookie of the newest request, in flight or not.
+    pub fn newest_cookie(&self) -> u64 {
+        self.serial * MAX_REQUESTS as u64 + (MAX_REQUESTS as u64 - 1)
+    }
+
+    /// Whether a request is in flight that is not newer than that with this cookie.
+    pub fn has_one_up_to(&self, cookie: u64) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.asked.cookie <= cookie)
+    }
+
     pub fn set_waker(&mut self, index: usize, waker: Option<CoWaker>) -> Option<CoWaker> {
         self.slots[index].as_mut().and_then(|slot| std::mem::replace(&mut slot.waker, waker))
     }
