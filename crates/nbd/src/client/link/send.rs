@@ -249,7 +249,13 @@ impl Link {
             let rest = message.slice(done, message.len() - done);
             match self.transport.write_vectored(&rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(bytes) => done += bytes,
+                Ok(bytes) => {
+                    done += bytes;
+                    // The socket is full, and the loop tells when there is room: another try would only say so.
+                    if done < message.len() {
+                        self.co_wait_for_room(co)?;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.co_wait_for_room(co)?;
