@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::report::{Peer, Row};
-use crate::stats::{Percentiles, median, median_of_some};
+use crate::stats::{Percentiles, median, median_of_some, range};
 use crate::works::Unit;
 use crate::{alloc, sys};
 
@@ -103,8 +103,10 @@ impl Rival<'_> {
         Peer {
             ratio: median_of_some(rounds().map(ratio)),
             cpu_ns_per_op: median_of_some(laps.iter().map(|lap| lap.per_op(lap.cpu_ns))),
+            ratio_range: range(rounds().filter_map(ratio)),
             // CPU time is a figure of its own where there is a goal for it.
             cpu_ratio: self.goal.and_then(|_| median_of_some(rounds().map(cpu_ratio))),
+            cpu_ratio_range: self.goal.and_then(|_| range(rounds().filter_map(cpu_ratio))),
             goal: self.goal,
             latency: Percentiles::medians(laps.iter().map(|lap| lap.latency)),
             ..Peer::new(self.name.clone(), median(&theirs).unwrap_or(f64::NAN))
@@ -120,6 +122,8 @@ pub struct Contest<'a> {
     peers: Vec<Rival<'a>>,
     missing: Vec<(String, &'static str)>,
     fixed_ops: Option<u64>,
+    /// Each other round goes the other way round, and the row tells how far rounds differ.
+    is_wary: bool,
     /// Kept until all laps are measured.
     scene: Vec<Box<dyn Any>>,
 }
@@ -138,6 +142,7 @@ impl<'a> Contest<'a> {
             peers: Vec::new(),
             missing: Vec::new(),
             fixed_ops: None,
+            is_wary: false,
             scene: Vec::new(),
         }
     }
@@ -175,6 +180,13 @@ impl<'a> Contest<'a> {
         self
     }
 
+    /// For what varies from lap to lap by itself: each other round goes the other way round, and the row tells the
+    /// smallest and the largest ratio of a round.
+    pub fn wary(mut self) -> Contest<'a> {
+        self.is_wary = true;
+        self
+    }
+
     /// All laps are measured while this is there: a stranger that has a CPU, say. It is dropped at the
     /// end.
     pub fn beside(mut self, scene: impl Any) -> Contest<'a> {
@@ -202,11 +214,21 @@ impl<'a> Contest<'a> {
             }
         }
         let mut ours = Vec::new();
-        for _ in 0..plan.rounds {
-            ours.push((self.ours)(ops)?);
-            step();
-            for (index, ops, laps) in &mut peers {
+        for round in 0..plan.rounds {
+            let is_backwards = self.is_wary && round % 2 == 1;
+            if !is_backwards {
+                ours.push((self.ours)(ops)?);
+                step();
+            }
+            let count = peers.len();
+            for at in 0..count {
+                let at = if is_backwards { count - 1 - at } else { at };
+                let (index, ops, laps) = &mut peers[at];
                 laps.push((self.peers[*index].bench)(*ops)?);
+                step();
+            }
+            if is_backwards {
+                ours.push((self.ours)(ops)?);
                 step();
             }
         }
@@ -221,6 +243,10 @@ impl<'a> Contest<'a> {
         row.missing = self.missing;
         for (index, _, laps) in peers {
             row.peers.push(self.peers[index].figures(unit, &ours, &laps));
+        }
+        if self.is_wary {
+            let ranges = row.peers.iter().filter_map(|peer| peer.range_in_words(plan.rounds));
+            row.notes.extend(ranges.collect::<Vec<_>>());
         }
         drop(self.scene);
         Ok(row)
@@ -273,6 +299,32 @@ mod tests {
         assert_eq!(row.notes, ["broken: no"]);
         assert_eq!(row.missing, [("absent".to_owned(), "a-package")]);
         assert_eq!((row.allocs_per_op, row.cpu_ns_per_op), (Some(0.0), Some(10.0)));
+    }
+
+    #[test]
+    fn a_wary_contest_takes_turns_both_ways_and_tells_how_far_rounds_differ() {
+        let order = std::cell::RefCell::new(String::new());
+        let contestant = |name: char, ns: [f64; 3]| {
+            let (order, mut laps) = (&order, 0);
+            move |ops: u64| {
+                order.borrow_mut().push(name);
+                laps += 1;
+                fake(ns[(laps + 1) % 3])(ops)
+            }
+        };
+        // The first lap of each warms up.
+        let ours = contestant('a', [10.0, 10.0, 20.0]);
+        let contest = Contest::new("work", Unit::NsPerOp, ours)
+            .peer_to_beat("b", 1.0, contestant('b', [10.0, 20.0, 20.0]))
+            .peer("c", contestant('c', [10.0, 10.0, 10.0]));
+        let row = contest.ops(1 << 20).wary().run(&Plan::new(true, Some(3)), || ()).unwrap();
+        assert_eq!(order.borrow().as_str(), "abcabccbaabc");
+        let [b, c] = &row.peers[..] else { panic!("{row:?}") };
+        assert_eq!((b.ratio, b.ratio_range), (Some(1.0), Some((1.0, 2.0))));
+        assert_eq!(b.cpu_ratio_range, Some((1.0, 2.0)));
+        assert_eq!((c.ratio_range, c.cpu_ratio_range), (Some((0.5, 1.0)), None));
+        let told = "b: ratios of 1.00 to 2.00 in 3 rounds, of CPU time 1.00 to 2.00";
+        assert_eq!(row.notes, [told, "c: ratios of 0.50 to 1.00 in 3 rounds"]);
     }
 
     #[test]

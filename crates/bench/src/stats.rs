@@ -20,6 +20,14 @@ pub fn median_of_some(values: impl Iterator<Item = Option<f64>>) -> Option<f64> 
     median(&values.flatten().collect::<Vec<_>>())
 }
 
+/// The smallest and the largest; `None` if there is nothing.
+pub fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |range, value| {
+        let (least, most) = range.unwrap_or((value, value));
+        Some((f64::min(least, value), f64::max(most, value)))
+    })
+}
+
 /// How long requests took: half of them, all but 1 in 100, all but 1 in 1000, and all, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Percentiles {

@@ -206,6 +206,10 @@ impl BlockDriver for Rbd {
         flags: ZeroFlags,
     ) -> io::Result<()> {
         let thick = !flags.contains(ZeroFlags::MAY_UNMAP);
+        // Space that is kept has zeroes written to it, which is what is not wanted.
+        if thick && flags.contains(ZeroFlags::NO_FALLBACK) {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        }
         self.changed(self.image.co_write_zeroes(co, offset, bytes, thick))
     }
 

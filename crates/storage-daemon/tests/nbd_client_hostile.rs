@@ -5,8 +5,8 @@ mod util;
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -279,36 +279,50 @@ fn converse(
     Ok(())
 }
 
+/// A load on a server that lies, to its end.
+fn play(seed: u64, lies: &AtomicUsize) {
+    let place = Place::in_memory();
+    let listener = UnixListener::bind(place.path("server.sock")).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&listener, seed, lies, &over));
+        let ctx = AioContext::for_test().unwrap();
+        let blockdevs = Blockdevs::new(coblk::drivers());
+        let options = format!(
+            "nbd,node-name=disk,server.type=unix,server.path={},reconnect-delay=60",
+            tools::text(&place.path("server.sock"))
+        );
+        let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap();
+        let recorder = Recorder::new(Behaviour::default());
+        let mix = Mix { coroutines: 8, requests: 40, longest: 128, ..Mix::all(16) };
+        let mix = mix.without(&[Kind::Compressed]);
+        let zeroes = vec![0; SECTORS * SECTOR];
+        let shared = Shared::new(&ctx, &recorder, Registers::new(&zeroes), seed, mix);
+        shared.play(&ctx, &node, &[]);
+        assert_eq!(shared.fault(), None, "seed {seed}");
+        drop(node);
+        blockdevs.close(&ctx, "disk").unwrap();
+        over.store(true, Ordering::Release);
+        // The server may have lied last, and wait for the next client.
+        drop(std::os::unix::net::UnixStream::connect(place.path("server.sock")));
+    });
+}
+
 #[test]
 fn lies_cost_their_connection_and_no_request() {
-    let lies = AtomicUsize::new(0);
-    for seed in seeds(40) {
-        let place = Place::in_memory();
-        let listener = UnixListener::bind(place.path("server.sock")).unwrap();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| serve(&listener, seed, &lies, &over));
-            let ctx = AioContext::for_test().unwrap();
-            let blockdevs = Blockdevs::new(coblk::drivers());
-            let options = format!(
-                "nbd,node-name=disk,server.type=unix,server.path={},reconnect-delay=60",
-                tools::text(&place.path("server.sock"))
-            );
-            let node = blockdevs.open(&ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap();
-            let recorder = Recorder::new(Behaviour::default());
-            let mix = Mix { coroutines: 8, requests: 40, longest: 128, ..Mix::all(16) };
-            let mix = mix.without(&[Kind::Compressed]);
-            let zeroes = vec![0; SECTORS * SECTOR];
-            let shared = Shared::new(&ctx, &recorder, Registers::new(&zeroes), seed, mix);
-            shared.play(&ctx, &node, &[]);
-            assert_eq!(shared.fault(), None, "seed {seed}");
-            drop(node);
-            blockdevs.close(&ctx, "disk").unwrap();
-            over.store(true, Ordering::Release);
-            // The server may have lied last, and wait for the next client.
-            drop(std::os::unix::net::UnixStream::connect(place.path("server.sock")));
-        });
-    }
+    let (lies, seeds) = (AtomicUsize::new(0), Mutex::new(seeds(40)));
+    // Several at once: most of the time is pauses between connections.
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let seed = seeds.lock().unwrap().next();
+                    let Some(seed) = seed else { return };
+                    play(seed, &lies);
+                }
+            });
+        }
+    });
     println!("{} lies", lies.load(Ordering::Relaxed));
     assert!(lies.load(Ordering::Relaxed) > 0);
 }

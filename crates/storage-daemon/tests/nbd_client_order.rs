@@ -5,111 +5,22 @@ mod util;
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use coblk::{
-    AioContext, BlockBackend, BlockNode, Blockdevs, Co, IoThread, IoVector, WriteFlags,
-    options::NodeOptions,
-};
-use coblk_tests::tools;
-use util::Place;
+use coblk::{BlockBackend, BlockNode, Co, IoThread, IoVector, WriteFlags};
 use util::fake::{self, Asked, Fake, Style};
-
-const SIZE: u64 = 1 << 20;
-const BLOCK: u64 = 4096;
-/// For so long a test looks whether something happens that must not.
-const WATCH: Duration = Duration::from_millis(300);
-
-/// A node on a server that the test plays, and its loop.
-struct Stage {
-    place: Place,
-    ctx: AioContext,
-    blockdevs: Blockdevs,
-}
-
-impl Stage {
-    fn new() -> (Stage, UnixListener) {
-        let place = Place::in_memory();
-        let listener = UnixListener::bind(place.path("server.sock")).unwrap();
-        let ctx = AioContext::for_test().unwrap();
-        (Stage { place, ctx, blockdevs: Blockdevs::new(coblk::drivers()) }, listener)
-    }
-
-    fn open(&self) -> Arc<BlockNode> {
-        self.open_with("60")
-    }
-
-    /// Requests wait for so many seconds.
-    fn open_with(&self, reconnect_delay: &str) -> Arc<BlockNode> {
-        let path = self.place.path("server.sock");
-        let server = format!("server.type=unix,server.path={}", tools::text(&path));
-        self.open_at(&format!("{server},reconnect-delay={reconnect_delay}"))
-    }
-
-    fn open_at(&self, options: &str) -> Arc<BlockNode> {
-        let options = format!("nbd,node-name=disk,{options}");
-        self.blockdevs.open(&self.ctx, NodeOptions::from_keyval(&options).unwrap()).unwrap()
-    }
-
-    /// Writes blocks of these bytes at these offsets, all at once, in this order; when all have ended.
-    fn write_all(&self, node: Arc<BlockNode>, writes: &[(u64, u8)]) {
-        let backend = Rc::new(BlockBackend::new(&self.ctx, "test", node));
-        let left = Rc::new(std::cell::Cell::new(writes.len()));
-        for (offset, byte) in writes.iter().copied() {
-            let (backend, left) = (Rc::clone(&backend), Rc::clone(&left));
-            self.ctx.spawn("write", move |co| {
-                let data = vec![byte; BLOCK as usize];
-                let flags = WriteFlags::empty();
-                backend.co_pwritev(co, offset, &IoVector::from(&data), flags).unwrap();
-                drop(backend);
-                left.set(left.get() - 1);
-            });
-        }
-        self.ctx.run_until(|| left.get() == 0);
-        drop(backend);
-    }
-
-    fn close(self) {
-        self.blockdevs.close(&self.ctx, "disk").unwrap();
-    }
-}
-
-fn accept(listener: &UnixListener) -> Fake {
-    let stream = listener.accept().unwrap().0;
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    Fake::negotiate(stream, Style::Structured, SIZE, fake::ALL).unwrap()
-}
+use util::stage::{BLOCK, SIZE, Stage, WATCH, accept, answer_all, comes};
 
 /// What a write is, in short.
 fn brief(asked: &Asked) -> (u64, u8) {
     assert_eq!((asked.command, asked.length), (fake::WRITE, BLOCK));
     (asked.offset, asked.payload[0])
-}
-
-/// Whether another request, or a connection, comes within [`WATCH`].
-fn comes(source: &impl AsFd) -> bool {
-    let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: WATCH.as_nanos() as i64 };
-    let mut fds = [rustix::event::PollFd::new(source, rustix::event::PollFlags::IN)];
-    rustix::event::poll(&mut fds, Some(&timeout)).unwrap() > 0
-}
-
-/// Answers all until the client disconnects.
-fn answer_all(fake: &mut Fake) -> io::Result<()> {
-    loop {
-        let asked = fake.request()?;
-        if asked.command == fake::DISCONNECT {
-            return Ok(());
-        }
-        let answer = fake.answer(&asked, 0, &[]);
-        fake.say(&answer)?;
-    }
 }
 
 /// Three writes to one block and one to another: of the three, one is with the server at a time, and the one that

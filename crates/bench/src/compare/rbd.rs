@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 use coblk::drivers::RbdOptions;
@@ -42,6 +43,10 @@ pub struct RbdArgs {
     /// Measure only rows whose name contains this; may be given again.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// How long a lap takes, in milliseconds. Each of the others' is a process of its own, whose first requests are
+    /// slower: short laps say little.
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    lap: u64,
 }
 
 /// One row.
@@ -138,6 +143,8 @@ impl Drop for Target {
 pub fn run(arguments: &RbdArgs, plan: &Plan, report: &mut Report) -> io::Result<()> {
     let works = args::wanted(Work::all(), &arguments.only, Work::name)?;
     let target = Target::new(arguments)?;
+    let lap = if plan.quick { plan.lap } else { Duration::from_millis(arguments.lap) };
+    let plan = &Plan { lap, ..*plan };
     let progress = Progress::new(works.len());
     for work in works {
         progress.now(&work.name());
@@ -172,7 +179,7 @@ fn measure(work: &Work, target: &Target, plan: &Plan, progress: &Progress) -> io
         }
         false => contest.missing("qemu-img bench", QEMU_PACKAGE),
     };
-    let mut row = contest.run(plan, || progress.tick())?;
+    let mut row = contest.wary().run(plan, || progress.tick())?;
     row.at = Some(At::Depth(work.depth));
     Ok(row)
 }

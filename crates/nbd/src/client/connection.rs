@@ -22,17 +22,10 @@ use coblk_aio::{AioContext, AioHandle, Co, IoVector, Timer};
 use crate::client::claims::Claims;
 use crate::client::link::{Fault, Link, Sink, Watcher};
 use crate::client::shared::Shared;
+use crate::client::silence::{Cancelled, Silence};
 use crate::client::wire::Wire;
 use crate::protocol::request::Request;
 use crate::protocol::*;
-
-/// How long a server may be silent once its requests are to be given up.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a server may be silent while the node is drained: a slow disk has answered by then, and a command that
-/// drains has not given up yet.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
-/// How often a silent server is looked at, at least.
-const MAX_TICK: Duration = Duration::from_secs(1);
 
 /// Requests of one context. Stays on its thread.
 pub struct Connection {
@@ -47,9 +40,9 @@ pub struct Connection {
     /// That is not known yet, to [`Shared`].
     may_be_open: Cell<bool>,
     /// Requests wait for the next link.
-    waiting: Cell<bool>,
+    pub(super) waiting: Cell<bool>,
     /// They would, but for a drain.
-    interrupted: Cell<bool>,
+    pub(super) interrupted: Cell<bool>,
     waiters: CoQueue,
     claims: Claims,
     /// Wakes the coroutine that keeps the link.
@@ -60,20 +53,13 @@ pub struct Connection {
     /// Fires when requests have waited long enough.
     deadline: OnceCell<Timer>,
     /// Looks whether a server is silent, while requests are in flight.
-    tick: OnceCell<Timer>,
-    silence: Cell<Silence>,
-    /// What is in flight is to end, though its server may not answer.
-    cancelling: Cell<bool>,
+    pub(super) tick: OnceCell<Timer>,
+    pub(super) silence: Cell<Silence>,
+    /// What was in flight at that time is to end, though its server may not answer.
+    pub(super) cancelled: Cell<Option<Cancelled>>,
     /// How long the next attempt is put off: a server that takes connections and is of no use there would
     /// otherwise keep the loop busy.
     pub pause: Cell<Duration>,
-}
-
-/// Since when nothing has been received.
-#[derive(Clone, Copy, Default)]
-struct Silence {
-    received: u64,
-    since_ns: i64,
 }
 
 impl Connection {
@@ -97,7 +83,7 @@ impl Connection {
             deadline: OnceCell::new(),
             tick: OnceCell::new(),
             silence: Cell::default(),
-            cancelling: Cell::new(false),
+            cancelled: Cell::new(None),
             pause: Cell::new(Duration::ZERO),
         });
         let timer = |then: fn(&Connection, &AioContext)| {
@@ -127,7 +113,7 @@ impl Connection {
         self.era.set(era);
         self.waiting.set(false);
         self.interrupted.set(false);
-        self.cancelling.set(false);
+        self.cancelled.set(None);
         self.with_deadline(Timer::cancel);
         self.waiters.wake_all();
     }
@@ -166,22 +152,26 @@ impl Connection {
             self.watch_for_silence(co.context(), &link);
             if let Sink::Extent(extent) = sink {
                 **extent = None;
+                if link.facts.context.is_none() {
+                    // A server that took the place of another one, and does not know.
+                    **extent = Some((request.length, 0));
+                    return Ok(());
+                }
             }
             match link.co_transact(co, request, payload, sink) {
                 Ok(()) => return Ok(()),
-                // A server that breaks the protocol each time is not asked for ever.
-                Err(Fault::Lost) => {
-                    let now_ns = co.context().now_ns();
-                    let lost_ns = now_ns - *first_lost_ns.get_or_insert(now_ns);
-                    if lost_ns > self.shared.reconnect_delay.as_nanos() as i64 {
-                        break io::Error::from_raw_os_error(libc::EIO);
-                    }
-                }
+                Err(Fault::Lost) => {}
                 // It ends, and another one may take its place.
                 Err(Fault::Refused(libc::ESHUTDOWN)) if self.may_wait() => {
                     link.fail(&io::Error::from_raw_os_error(libc::ESHUTDOWN));
                 }
                 Err(Fault::Refused(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            }
+            // A server that breaks the protocol each time, or is always about to end, is not asked for ever.
+            let now_ns = co.context().now_ns();
+            let lost_ns = now_ns - *first_lost_ns.get_or_insert(now_ns);
+            if lost_ns > self.shared.reconnect_delay.as_nanos() as i64 {
+                break io::Error::from_raw_os_error(libc::EIO);
             }
         };
         if changes && first_lost_ns.is_some() && self.has_open_old() {
@@ -234,7 +224,8 @@ impl Connection {
     }
 
     fn may_wait(&self) -> bool {
-        !self.shared.reconnect_delay.is_zero() && !self.closing.get() && !self.cancelling.get()
+        let has_delay = !self.shared.reconnect_delay.is_zero();
+        has_delay && !self.closing.get() && !self.is_cancelled()
     }
 
     /// Requests that wait for a link fail, and so do new ones until there is one.
@@ -247,25 +238,6 @@ impl Connection {
             );
         }
         self.waiters.wake_all();
-    }
-
-    /// Requests that wait for a server fail at once, and those at a server that is silent for a second.
-    pub fn cancel(&self, ctx: &AioContext) {
-        self.stop_waiting();
-        if let Some(link) = self.link().filter(|link| link.in_flight() > 0) {
-            self.cancelling.set(true);
-            self.look_soon(ctx, &link);
-        }
-    }
-
-    /// The node is being drained: requests that wait for a server fail at once, and those at a server that is silent
-    /// for [`DRAIN_PATIENCE`].
-    pub fn quiesce(&self, ctx: &AioContext) {
-        self.interrupted.set(self.interrupted.get() || self.waiting.get());
-        self.stop_waiting();
-        if let Some(link) = self.link() {
-            self.look_soon(ctx, &link);
-        }
     }
 
     /// The drain is over: requests wait again where only that kept them from it.
@@ -298,55 +270,6 @@ impl Connection {
     }
 }
 
-/// Servers that are silent.
-impl Connection {
-    /// How long one may be, while requests are in flight. `None` if for ever.
-    fn patience(&self) -> Option<Duration> {
-        let delay = self.shared.reconnect_delay;
-        let usual = Some(delay).filter(|delay| !delay.is_zero());
-        let drained = self.shared.is_quiesced().then_some(DRAIN_PATIENCE);
-        let cancelled = self.cancelling.get().then_some(CANCEL_PATIENCE);
-        [usual, drained, cancelled].into_iter().flatten().min()
-    }
-
-    fn watch_for_silence(&self, ctx: &AioContext, link: &Link) {
-        if self.patience().is_some() && self.tick.get().is_some_and(|tick| !tick.is_armed()) {
-            self.look_soon(ctx, link);
-        }
-    }
-
-    /// Looks as often as it takes from now on, as the patience may have become shorter.
-    fn look_soon(&self, ctx: &AioContext, link: &Link) {
-        let (Some(patience), Some(tick)) = (self.patience(), self.tick.get()) else { return };
-        if !tick.is_armed() {
-            self.silence.set(Silence { received: link.received(), since_ns: ctx.now_ns() });
-        }
-        tick.arm_after((patience / 8).min(MAX_TICK));
-    }
-
-    fn look_at_silence(&self, ctx: &AioContext) {
-        let Some(link) = self.link().filter(|link| link.in_flight() > 0) else {
-            self.cancelling.set(false);
-            return;
-        };
-        let (Some(patience), Some(tick)) = (self.patience(), self.tick.get()) else { return };
-        let mut silence = self.silence.get();
-        if silence.received != link.received() {
-            silence = Silence { received: link.received(), since_ns: ctx.now_ns() };
-            self.silence.set(silence);
-        }
-        let silent_ns = u64::try_from(ctx.now_ns() - silence.since_ns).unwrap_or(0);
-        let left = patience.saturating_sub(Duration::from_nanos(silent_ns));
-        if !left.is_zero() {
-            return tick.arm_after((patience / 8).min(MAX_TICK).min(left));
-        }
-        // Its requests have waited long enough.
-        self.cancelling.set(true);
-        link.fail(&io::Error::new(io::ErrorKind::TimedOut, "the server is silent"));
-        self.cancelling.set(false);
-    }
-}
-
 /// The first pause between two attempts, which doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
@@ -362,6 +285,7 @@ impl Watcher for Connection {
         if !is_ours {
             return;
         }
+        self.forget_cancel(link);
         *self.old.borrow_mut() = self.link.take();
         if !self.may_be_open.replace(true) {
             self.shared.count_lost();
@@ -370,9 +294,11 @@ impl Watcher for Connection {
             return;
         }
         tracing::warn!(server = %self.shared.target.server, %why, "an NBD connection is lost");
-        self.pause.set(match (link.received() > 0, why.kind() == io::ErrorKind::InvalidData) {
+        let is_unfit =
+            why.kind() == io::ErrorKind::InvalidData || why.raw_os_error() == Some(libc::ESHUTDOWN);
+        self.pause.set(match (link.was_of_use(LONGEST_PAUSE), is_unfit) {
             (true, false) => Duration::ZERO,
-            // It has answered before it broke the protocol.
+            // It has carried requests out before.
             (true, true) => FIRST_PAUSE,
             (false, _) => longer(self.pause.get()),
         });

@@ -10,6 +10,7 @@ use coblk_block::{
 
 use crate::client::connection::Connection;
 use crate::client::link::Sink;
+use crate::client::making::Reason;
 use crate::client::shared::Shared;
 use crate::client::{lanes, moves};
 use crate::protocol::request::Request;
@@ -188,11 +189,13 @@ impl BlockDriver for Nbd {
 
     fn cancel_in_flight(&self) {
         self.shared.tell(Connection::cancel);
+        self.shared.give_up_making(Reason::Cancelled);
     }
 
     fn drained_begin(&self) {
         self.shared.set_quiesced(true);
         self.shared.tell(Connection::quiesce);
+        self.shared.give_up_making(Reason::Drained);
     }
 
     fn drained_end(&self) {
@@ -205,6 +208,7 @@ impl Drop for Nbd {
     /// Where it was not closed.
     fn drop(&mut self) {
         self.shared.tell(|connection, _| connection.close());
+        self.shared.give_up_making(Reason::Drained);
     }
 }
 

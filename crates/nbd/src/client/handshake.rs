@@ -129,7 +129,10 @@ impl Talk<'_, '_> {
                 }
                 REP_ACK => return Ok(()),
                 // Without them extents are not known.
-                _ if reply.is_error() => return Ok(()),
+                _ if reply.is_error() => {
+                    self.context = None;
+                    return Ok(());
+                }
                 _ => return Err(broken("the server answers with what is no metadata context")),
             }
         }

@@ -27,6 +27,8 @@ const FIRST_CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How long one that has negotiated another connection, and so is there, may take. What it has received on the old one
 /// it may carry out until then.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// Room of a socket for requests: a long write goes with one call, and does not wait for the server in between.
+const SEND_ROOM: usize = 2 << 20;
 /// A sleep that only a wake ends.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
@@ -50,7 +52,9 @@ pub fn co_connect(co: &Co<'_>, target: &Target, begun: impl FnOnce(&Rc<Wire>)) -
     });
     timer.arm_after(NEGOTIATE_LIMIT);
     let facts = handshake::negotiate(co, &wire, target)?;
-    Ok((wire.into_transport(), facts))
+    let transport = wire.into_transport();
+    transport.ask_for_room(SEND_ROOM);
+    Ok((transport, facts))
 }
 
 /// Keeps a connection in this context, from now until it is closed. Without `made` a link is made first.
@@ -115,9 +119,7 @@ impl Connection {
         self.co_see_closed(co, FIRST_CLOSE_LIMIT, || self.has_open_old());
         let mut pause = self.pause.get();
         while !self.closing.get() {
-            if !pause.is_zero() {
-                self.keeper.sleep(co, pause);
-            }
+            self.co_pause(co, pause);
             while self.shared.is_quiesced() && !self.closing.get() {
                 self.keeper.sleep(co, LONG);
             }
@@ -137,6 +139,18 @@ impl Connection {
                     pause = longer(pause);
                 }
             }
+        }
+    }
+
+    /// Waits for so long: what wakes the keeper meanwhile is no reason to be faster, but for the end.
+    fn co_pause(&self, co: &Co<'_>, pause: Duration) {
+        let end_ns = co.context().now_ns() + pause.as_nanos() as i64;
+        while !self.closing.get() {
+            let left_ns = u64::try_from(end_ns - co.context().now_ns()).unwrap_or(0);
+            if left_ns == 0 {
+                return;
+            }
+            self.keeper.sleep(co, Duration::from_nanos(left_ns));
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coblk_aio::{AioHandle, Co, IoVector};
 
 use crate::client::link::Sink;
+use crate::client::making::{self, Reason, Waited};
 use crate::client::session::Facts;
 use crate::client::shared::Shared;
 use crate::client::{keeper, lanes};
@@ -26,46 +27,73 @@ pub fn co_request_elsewhere(
     payload: Option<&IoVector<'_>>,
     sink: &mut Sink<'_, '_>,
 ) -> io::Result<()> {
+    let own = co.context().handle();
     loop {
-        co_add(co, shared);
+        if let Waited::Cancelled = co_add(co, shared)? {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         if let Some(connection) = lanes::find(shared.number, co.context()) {
             return connection.co_request(co, request, payload, sink);
         }
-        // While one is made it is of no use yet.
-        let other = shared.homes().into_iter().find(|home| *home != co.context().handle());
-        let Some(home) = other else {
+        let mut is_any = false;
+        for home in shared.homes().into_iter().filter(|home| *home != own) {
+            let number = shared.number;
+            let done = co.call_at(&home, "nbd_request", |co| {
+                match lanes::find(number, co.context()) {
+                    Some(connection) => {
+                        Elsewhere::Done(connection.co_request(co, request, payload, sink))
+                    }
+                    // While one is made it is of no use yet.
+                    None if making::is_there(number, co.context()) => Elsewhere::NotYet,
+                    None => Elsewhere::Gone,
+                }
+            });
+            match done {
+                Ok(Elsewhere::Done(result)) => return result,
+                Ok(Elsewhere::NotYet) => {}
+                Ok(Elsewhere::Gone) | Err(_) => {
+                    shared.leave(&home);
+                    is_any = true;
+                }
+            }
+        }
+        if !is_any {
             return Err(io::Error::from_raw_os_error(libc::EIO));
-        };
-        let number = shared.number;
-        let done = co.call_at(&home, "nbd_request", |co| {
-            let connection = lanes::find(number, co.context())?;
-            Some(connection.co_request(co, request, payload, sink))
-        });
-        match done {
-            Ok(Some(result)) => return result,
-            // It has gone meanwhile.
-            _ => shared.leave(&home),
         }
     }
 }
 
+/// What another context has done with a request.
+enum Elsewhere {
+    Done(io::Result<()>),
+    NotYet,
+    Gone,
+}
+
 /// Makes a connection in this context, if there may be another one.
-fn co_add(co: &Co<'_>, shared: &Arc<Shared>) {
+///
+/// # Errors
+/// If the loop cannot wait for the only one.
+fn co_add(co: &Co<'_>, shared: &Arc<Shared>) -> io::Result<Waited> {
     let home = co.context().handle();
     if shared.is_quiesced() || !shared.enter(&home) {
-        return;
+        return Ok(Waited::GoOn);
     }
-    let started = match shared.homes() == [home.clone()] {
-        // The only one: requests wait for it.
-        true => keeper::start(co.context(), shared, None),
-        false => keeper::co_connect(co, &shared.target, |_| {})
-            .and_then(|made| shared.check(&made.1).map(|()| made))
-            .and_then(|made| keeper::start(co.context(), shared, Some(made))),
-    };
-    if let Err(error) = started {
-        tracing::debug!(%error, "no further connection with an NBD server");
+    // A drain that has begun meanwhile did not tell this context.
+    if shared.is_quiesced() {
         shared.leave(&home);
-        shared.have_no_more();
+        return Ok(Waited::GoOn);
+    }
+    if shared.homes() != [home.clone()] {
+        return Ok(making::co_make(co, shared));
+    }
+    // The only one: requests wait for it.
+    match keeper::start(co.context(), shared, None) {
+        Ok(_) => Ok(Waited::GoOn),
+        Err(error) => {
+            shared.leave(&home);
+            Err(error)
+        }
     }
 }
 
@@ -118,6 +146,7 @@ pub fn co_close(co: &Co<'_>, shared: &Shared) {
     for home in shared.homes() {
         // One that has ended has no connection any more.
         let _ = co.call_at(&home, "nbd_close", |co| {
+            making::give_up(number, co.context(), Reason::Drained);
             if let Some(connection) = lanes::find(number, co.context()) {
                 connection.close();
             }

@@ -9,6 +9,7 @@ use slab::Slab;
 
 use crate::client::connection::Connection;
 use crate::client::lanes;
+use crate::client::making::{self, Reason};
 use crate::client::session::Facts;
 use crate::client::target::Target;
 use crate::protocol::TRANSMISSION_CAN_MULTI_CONN;
@@ -67,9 +68,11 @@ impl Shared {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Takes the length over that was found last, and returns it.
+    /// Takes the length over that was found last, and returns it: whole blocks, as requests of the node have them.
     pub fn refresh_size(&self) -> u64 {
+        let block = u64::from(self.facts.limits().request_alignment);
         let size = self.found_size.load(Ordering::Relaxed);
+        let size = size - size % block;
         self.size.store(size, Ordering::Relaxed);
         size
     }
@@ -131,6 +134,14 @@ impl Shared {
                     then(&connection, ctx);
                 }
             });
+        }
+    }
+
+    /// Gives up what is being made in contexts that are to have a connection.
+    pub fn give_up_making(&self, why: Reason) {
+        let number = self.number;
+        for home in self.homes() {
+            home.schedule(move |ctx| making::give_up(number, ctx, why));
         }
     }
 

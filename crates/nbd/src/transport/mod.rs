@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use coblk_aio::net::{SocketAddress, Stream};
 use coblk_aio::{IoVector, IoVectorMut};
-use rustix::net::sockopt::{set_socket_linger, socket_peercred};
+use rustix::net::sockopt::{set_socket_linger, set_socket_send_buffer_size, socket_peercred};
 
 #[cfg(feature = "tls")]
 pub use client_credentials::TlsClientCredentials;
@@ -45,6 +45,15 @@ impl Transport {
             socket: Arc::new(socket),
             #[cfg(feature = "tls")]
             session: std::cell::RefCell::default(),
+        }
+    }
+
+    /// Asks for so much room for what is sent, if it is a unix socket: these have 208 KiB, and do not grow as those of
+    /// TCP do, so that a long message goes by pieces, each of which waits for the peer. The kernel may give less.
+    pub fn ask_for_room(&self, bytes: usize) {
+        if matches!(self.socket.peer_address(), Ok(SocketAddress::Unix(_))) {
+            // It works without, too.
+            let _ = set_socket_send_buffer_size(&*self.socket, bytes);
         }
     }
 

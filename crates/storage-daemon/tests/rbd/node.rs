@@ -67,6 +67,11 @@ fn ceph_zeroes_and_discards_are_seen_in_reads_and_in_the_status() {
         disk.co_pdiscard(co, 7 * MIB, MIB).unwrap();
         // Keeps its space.
         disk.co_pwrite_zeroes(co, 12 * MIB, MIB, ZeroFlags::empty()).unwrap();
+        // Those that keep their space are written by the cluster, so they are no faster than data.
+        let fast = disk.co_pwrite_zeroes(co, 12 * MIB, MIB, ZeroFlags::NO_FALLBACK);
+        assert_eq!(fast.unwrap_err().raw_os_error(), Some(libc::ENOTSUP));
+        let fast = ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP;
+        disk.co_pwrite_zeroes(co, 4 * MIB, MIB, fast).unwrap();
     });
     let found = map(&bench, &disk);
     let wanted =

@@ -7,6 +7,7 @@ pub mod chain_script;
 pub mod fake;
 pub mod qmp;
 pub mod servers;
+pub mod stage;
 
 use std::fs::File;
 use std::io::Read;

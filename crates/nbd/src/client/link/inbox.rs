@@ -47,29 +47,32 @@ impl Inbox {
         here
     }
 
-    /// Reads ahead; how many bytes came, and whether that is less than there was room for.
-    pub fn receive(&mut self, transport: &Transport) -> io::Result<(usize, bool)> {
+    /// Reads ahead, at most so much; how many bytes came, and whether that is less than there was room for.
+    pub fn receive(&mut self, transport: &Transport, most: usize) -> io::Result<(usize, bool)> {
         self.compact();
-        let bytes = transport.read(&mut self.buffer[self.end..])?;
+        // Never nothing: what is here may be the beginning of a header.
+        let room = self.end.saturating_add(most).min(CAPACITY);
+        let bytes = transport.read(&mut self.buffer[self.end..room])?;
         self.end += bytes;
-        Ok((bytes, self.end < CAPACITY))
+        Ok((bytes, self.end < room))
     }
 
-    /// Reads the next `len` bytes to `target`, from `at` on, and ahead behind them. The inbox is empty; how many
-    /// bytes came for `target`, in all, and whether that is less than there was room for.
+    /// Reads the next `len` bytes to `target`, from `at` on, and ahead behind them, at most so much. The inbox is empty;
+    /// how many bytes came for `target`, in all, and whether that is less than there was room for.
     pub fn receive_past(
         &mut self,
         transport: &Transport,
         target: &mut IoVectorMut<'_>,
-        at: usize,
-        len: usize,
+        (at, len): (usize, usize),
+        most: usize,
     ) -> io::Result<(usize, usize, bool)> {
         (self.start, self.end) = (0, 0);
+        let most = most.min(CAPACITY);
         let mut vector = target.slice(at, len);
-        vector.push(&mut self.buffer);
+        vector.push(&mut self.buffer[..most]);
         let bytes = transport.read_vectored(&mut vector)?;
         self.end = bytes.saturating_sub(len);
-        Ok((bytes.min(len), bytes, bytes < len + CAPACITY))
+        Ok((bytes.min(len), bytes, bytes < len + most))
     }
 
     fn compact(&mut self) {

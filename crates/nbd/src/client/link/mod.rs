@@ -18,6 +18,7 @@ mod transact;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use coblk_aio::sync::CoQueue;
 use coblk_aio::{AioContext, BottomHalf, BusyPoll, Co, FdHandler, FdInterest, Readiness};
@@ -65,6 +66,9 @@ pub struct Link {
     lost: Cell<bool>,
     /// Bytes received since the beginning.
     received: Cell<u64>,
+    /// A request was answered by other than that the server ends.
+    carried_out: Cell<bool>,
+    opened: Instant,
     watcher: Weak<dyn Watcher>,
 }
 
@@ -93,12 +97,17 @@ impl Link {
             flusher: RefCell::default(),
             lost: Cell::new(false),
             received: Cell::new(0),
+            carried_out: Cell::new(false),
+            opened: Instant::now(),
             watcher,
         });
         let own = Rc::downgrade(&link);
         let flush = move |_: &AioContext| {
             if let Some(own) = own.upgrade() {
-                own.flush();
+                match own.lost.get() {
+                    true => own.look_for_end(),
+                    false => own.flush(),
+                }
             }
         };
         *link.flusher.borrow_mut() = Some(ctx.bottom_half("nbd_client_send", flush));
@@ -126,6 +135,21 @@ impl Link {
     /// Requests that are not answered.
     pub fn in_flight(&self) -> usize {
         self.slots.borrow().len()
+    }
+
+    /// The cookie of the newest request, in flight or not.
+    pub fn newest_cookie(&self) -> u64 {
+        self.slots.borrow().newest_cookie()
+    }
+
+    /// Whether a request is not answered that is not newer than that with this cookie.
+    pub fn waits_for_one_up_to(&self, cookie: u64) -> bool {
+        self.slots.borrow().has_one_up_to(cookie)
+    }
+
+    /// Whether the server has carried a request out, or had none to carry out for so long.
+    pub fn was_of_use(&self, long: Duration) -> bool {
+        self.carried_out.get() || self.opened.elapsed() >= long
     }
 
     /// Bytes received since the beginning.
@@ -237,8 +261,7 @@ impl Link {
     /// Reads what a server still says on a link that is lost, to see it close.
     fn look_for_end(&self) {
         let mut waste = [0; 4096];
-        // A server that talks on is not listened to for ever.
-        for _ in 0..64 {
+        for _ in 0..16 {
             match self.transport.read(&mut waste) {
                 Ok(1..) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -252,6 +275,8 @@ impl Link {
                 }
             }
         }
+        // The loop tells of what is new, and not of what is left: others get their turn, then it goes on.
+        self.flush_later();
     }
 }
 

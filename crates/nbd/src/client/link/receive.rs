@@ -6,13 +6,16 @@ use std::io::{self, ErrorKind};
 use coblk_aio::{Co, IoVectorMut};
 
 use super::Link;
+use super::inbox::CAPACITY;
 use crate::protocol::answer::{self, Answer, Body, MAGIC_LEN};
 use crate::protocol::reply::Style;
 use crate::protocol::*;
 
 /// Of a payload so much may be read ahead and copied: that is cheaper than a call for it alone, and what
 /// follows it comes with it.
-const MAX_COPIED: usize = 16 << 10;
+pub const MAX_COPIED: usize = 16 << 10;
+/// What is read ahead where long data may follow: headers, and answers without data.
+const SHORT_AHEAD: usize = 512;
 
 /// An answer whose header was read, and whose payload is next.
 #[derive(Clone, Copy)]
@@ -112,8 +115,19 @@ impl Link {
         if !self.readable.get() {
             return Ok(false);
         }
-        let result = self.inbox.borrow_mut().receive(&self.transport);
+        // Within a payload that is copied all of it is to come.
+        let most = if self.turn.get().is_some() { CAPACITY } else { self.ahead(0) };
+        let result = self.inbox.borrow_mut().receive(&self.transport, most);
         self.note(result)
+    }
+
+    /// How much may be read ahead. While reads are in flight that are longer than what is copied, besides `own` ones,
+    /// a header and no more: their data is to go straight to where it belongs.
+    fn ahead(&self, own: usize) -> usize {
+        match self.slots.borrow().long_reads() > own {
+            true => SHORT_AHEAD,
+            false => CAPACITY,
+        }
     }
 
     /// What a read that brought so many bytes says, and whether it could have brought more.
@@ -187,8 +201,8 @@ impl Link {
             let result = self.inbox.borrow_mut().receive_past(
                 &self.transport,
                 target,
-                at + done,
-                len - done,
+                (at + done, len - done),
+                self.ahead(1),
             );
             let result = result.map(|(own, all, is_short)| {
                 came.set(own);

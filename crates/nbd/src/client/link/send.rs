@@ -36,8 +36,8 @@ struct Outbox {
     end: usize,
 }
 
-/// More room than this is given back when all has gone.
-const MAX_KEPT: usize = 1 << 20;
+/// More room than this is given back when all has gone. As many requests as a link has, with payloads that are copied.
+const MAX_KEPT: usize = 2 << 20;
 
 impl Outbox {
     fn is_empty(&self) -> bool {
@@ -49,16 +49,31 @@ impl Outbox {
     }
 
     fn push(&mut self, header: &[u8], payload: Option<&IoVector<'_>>) {
-        let after_header = self.end + header.len();
-        let end = after_header + payload.map_or(0, IoVector::len);
-        if self.room.len() < end {
-            self.room.resize(end.next_power_of_two(), 0);
+        let len = header.len() + payload.map_or(0, IoVector::len);
+        if self.room.len() < self.end + len {
+            self.make_room(len);
         }
+        let after_header = self.end + header.len();
+        let end = self.end + len;
         self.room[self.end..after_header].copy_from_slice(header);
         if let Some(payload) = payload {
             payload.copy_to(0, &mut self.room[after_header..end]);
         }
         self.end = end;
+    }
+
+    /// A server that is slower than its client may never take all: what has gone is not kept.
+    #[cold]
+    fn make_room(&mut self, len: usize) {
+        // Once what has gone is half of it, so that each byte is moved once at most.
+        if self.start >= self.room.len() / 2 {
+            self.room.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let end = self.end + len;
+        if self.room.len() < end {
+            self.room.resize(end.next_power_of_two(), 0);
+        }
     }
 
     fn note(&mut self, written: usize) {
@@ -139,7 +154,7 @@ impl Link {
         }
     }
 
-    fn flush_later(&self) {
+    pub fn flush_later(&self) {
         if let Some(flusher) = &*self.flusher.borrow() {
             flusher.schedule();
         }
@@ -242,7 +257,13 @@ impl Link {
             let rest = bytes.slice(done, bytes.len() - done);
             match self.transport.write_vectored(&rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(bytes) => done += bytes,
+                Ok(bytes) => {
+                    done += bytes;
+                    // The socket is full, and the loop tells when there is room: another try would only say so.
+                    if done < message.len() {
+                        self.co_wait_for_room(co)?;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.co_wait_for_room(co)?;
@@ -319,5 +340,32 @@ impl Drop for Sending<'_> {
             link.flush_later();
         }
         link.sender.turns.wake_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that always takes a part: never all, and never nothing.
+    #[test]
+    fn what_has_gone_is_not_kept_though_the_rest_never_goes() {
+        let bytes: Vec<u8> = (0..MAX_COPIED + 256).map(|at| at as u8).collect();
+        let (mut outbox, mut random) = (Outbox::default(), fastrand::Rng::with_seed(1));
+        let (mut pushed, mut sent) = (0, 0);
+        for _ in 0..200 {
+            while outbox.bytes().len() < 64 * (MAX_COPIED + 32) {
+                let payload = &bytes[pushed % 256..][..random.usize(1..=MAX_COPIED)];
+                outbox.push(&[], Some(&IoVector::from(payload)));
+                pushed += payload.len();
+            }
+            let takes = random.usize(1..outbox.bytes().len().min(200 << 10));
+            for at in (0..takes).step_by(97) {
+                assert_eq!(outbox.bytes()[at], (sent + at) as u8);
+            }
+            sent += takes;
+            outbox.note(takes);
+            assert!(outbox.room.len() <= 4 << 20, "{} bytes are kept", outbox.room.len());
+        }
     }
 }

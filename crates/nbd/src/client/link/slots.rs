@@ -3,6 +3,8 @@
 use coblk_aio::CoWaker;
 use smallvec::SmallVec;
 
+use super::receive::MAX_COPIED;
+use crate::protocol::CMD_READ;
 use crate::protocol::request::Request;
 
 /// Requests of one link in flight; others wait. A server that takes fewer leaves the rest in the socket.
@@ -13,6 +15,8 @@ pub const MAX_REQUESTS: usize = 64;
 pub struct Asked {
     pub cookie: u64,
     pub command: u16,
+    /// A read whose data is not copied.
+    pub is_long_read: bool,
 }
 
 struct Slot {
@@ -27,17 +31,23 @@ pub struct Slots {
     free: u64,
     /// How many requests there were.
     serial: u64,
+    long_reads: usize,
 }
 
 impl Default for Slots {
     fn default() -> Slots {
-        Slots { slots: [const { None }; MAX_REQUESTS], free: u64::MAX, serial: 0 }
+        Slots { slots: [const { None }; MAX_REQUESTS], free: u64::MAX, serial: 0, long_reads: 0 }
     }
 }
 
 impl Slots {
     pub fn len(&self) -> usize {
         self.free.count_zeros() as usize
+    }
+
+    /// Reads in flight whose data is not copied.
+    pub fn long_reads(&self) -> usize {
+        self.long_reads
     }
 
     pub fn is_full(&self) -> bool {
@@ -50,14 +60,18 @@ impl Slots {
         self.free &= !(1 << index);
         self.serial += 1;
         request.cookie = self.serial * MAX_REQUESTS as u64 + index as u64;
-        let asked = Asked { cookie: request.cookie, command: request.command };
+        let is_long_read = request.command == CMD_READ && request.length > MAX_COPIED as u64;
+        self.long_reads += usize::from(is_long_read);
+        let asked = Asked { cookie: request.cookie, command: request.command, is_long_read };
         self.slots[index] = Some(Slot { asked, waker: None });
         index
     }
 
     pub fn leave(&mut self, index: usize) -> Option<CoWaker> {
         self.free |= 1 << index;
-        self.slots[index].take().and_then(|slot| slot.waker)
+        let slot = self.slots[index].take()?;
+        self.long_reads -= usize::from(slot.asked.is_long_read);
+        slot.waker
     }
 
     /// The request with a cookie, and its place.
@@ -65,6 +79,16 @@ impl Slots {
         let index = (cookie % MAX_REQUESTS as u64) as usize;
         let asked = self.slots[index].as_ref()?.asked;
         (asked.cookie == cookie).then_some((index, asked))
+    }
+
+    /// The cookie of the newest request, in flight or not.
+    pub fn newest_cookie(&self) -> u64 {
+        self.serial * MAX_REQUESTS as u64 + (MAX_REQUESTS as u64 - 1)
+    }
+
+    /// Whether a request is in flight that is not newer than that with this cookie.
+    pub fn has_one_up_to(&self, cookie: u64) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.asked.cookie <= cookie)
     }
 
     pub fn set_waker(&mut self, index: usize, waker: Option<CoWaker>) -> Option<CoWaker> {

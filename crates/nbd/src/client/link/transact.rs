@@ -63,6 +63,9 @@ impl Link {
         }
         place.is_answered = true;
         drop(place);
+        if state.errno != Some(libc::ESHUTDOWN) {
+            self.carried_out.set(true);
+        }
         match state.errno {
             None => Ok(()),
             Some(errno) => Err(Fault::Refused(errno)),
