@@ -257,10 +257,10 @@ impl Link {
             let rest = bytes.slice(done, bytes.len() - done);
             match self.transport.write_vectored(&rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(bytes) => {
-                    done += bytes;
+                Ok(sent) => {
+                    done += sent;
                     // The socket is full, and the loop tells when there is room: another try would only say so.
-                    if done < message.len() {
+                    if done < bytes.len() {
                         self.co_wait_for_room(co)?;
                     }
                 }
