@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error, Result};
 
-use crate::messages::{Early, SET_LOG_FD, take_early};
+use crate::messages::{Early, SET_LOG_FD, peek_header, take_early};
 use crate::session::{Offer, Session};
 
 pub(crate) fn serve(offer: &Arc<Offer>, socket: UnixStream) {
@@ -57,7 +57,14 @@ impl Messages {
     }
 
     fn handle_next(&mut self) -> Result<()> {
-        match take_early(&self.socket).map_err(Error::SocketError)? {
+        let header = peek_header(&self.socket).map_err(Error::SocketError)?;
+        self.session().check_turn(header.as_ref())?;
+        let early = header.map(|header| take_early(&self.socket, &header)).transpose();
+        match early.map_err(Error::SocketError)?.flatten() {
+            Some(Early::Acknowledged(number)) => {
+                let mut session = self.session();
+                session.memory_is_acknowledged(number)
+            }
             Some(Early::Channel(channel, answer)) => self.session().set_channel(channel, answer),
             Some(Early::LogNotifier(notifier, answer)) => {
                 let mut session = self.session();

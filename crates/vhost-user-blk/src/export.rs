@@ -23,6 +23,7 @@ use crate::device;
 use crate::error::VhostUserBlkError;
 use crate::options::VhostUserBlkOptions;
 use crate::session::Offer;
+use crate::uffd;
 
 /// A block node, exported to one front end at a time over a unix socket. When one goes, the next may
 /// come; meanwhile it waits in the queue of the socket.
@@ -288,6 +289,7 @@ fn offer(
         features,
         num_queues,
         queue_size_max,
+        postcopy: uffd::is_available(),
         capacities,
         told,
         channel,

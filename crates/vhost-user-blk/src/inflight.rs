@@ -12,6 +12,7 @@ use vm_memory::{FileOffset, MmapRegion};
 
 use crate::memory::check_length;
 use crate::sigbus::Guard;
+use crate::uffd;
 
 /// Logs of all queues, one after the other. The front end keeps the file, and gives it to the daemon that
 /// serves it next.
@@ -54,6 +55,11 @@ impl InflightMemory {
         let guard = Guard::new(&region, socket)
             .ok_or(Error::InvalidOperation("the process has too many memory regions"))?;
         Ok(InflightMemory { _guard: guard, region: Arc::new(region), num_queues, queue_size })
+    }
+
+    /// What is written from here on stays in this process.
+    pub(crate) fn detach(&self) -> std::io::Result<()> {
+        uffd::detach(&self.region)
     }
 
     fn bytes(num_queues: u16, queue_size: u16, packed: bool) -> u64 {

@@ -15,8 +15,8 @@
 //! The thread is there because a message is read in pieces, and a front end may send half of one and
 //! no more. It is no part of any request.
 //!
-//! Unsafe code is in one file, `sigbus.rs`, which keeps the process alive when a front end truncates
-//! its memory.
+//! Unsafe code is in two files: `sigbus.rs`, which keeps the process alive when a front end truncates
+//! its memory, and `uffd.rs`, for memory whose pages come later.
 #![deny(unsafe_code)]
 
 mod channel;
@@ -35,8 +35,11 @@ mod messages;
 mod notifier;
 mod options;
 mod packed;
+mod postcopy;
 mod session;
 mod sigbus;
+mod tables;
+mod uffd;
 mod vring;
 
 pub use coblk_export::RemoveMode;

@@ -13,15 +13,28 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, 
 use crate::dirty::DirtyMemory;
 use crate::inflight::InflightMemory;
 use crate::sigbus::Guard;
+use crate::uffd;
 
 /// Regions a front end may have at once.
 pub(crate) const MAX_REGIONS: usize = 509;
 
-struct Region {
+pub(crate) struct Region {
     layout: VhostUserMemoryRegion,
     // Before the mapping, so that it is dropped first.
-    _guard: Guard,
+    guard: Guard,
     mapping: Arc<GuestRegionMmap>,
+}
+
+impl Region {
+    pub(crate) fn mapping(&self) -> &MmapRegion {
+        &self.mapping
+    }
+
+    /// From here on accesses fail: those of the kernel with an error, our own with the end of the connection.
+    pub(crate) fn take_away(&self) -> std::io::Result<()> {
+        self.guard.expect_nothing();
+        uffd::take_away(&self.mapping)
+    }
 }
 
 /// What a front end has shown us.
@@ -51,7 +64,7 @@ impl MemoryTable {
         layout: VhostUserMemoryRegion,
         file: File,
         socket: RawFd,
-    ) -> Result<()> {
+    ) -> Result<Arc<Region>> {
         if self.regions.len() >= MAX_REGIONS {
             return Err(Error::InvalidOperation("too many memory regions"));
         }
@@ -62,9 +75,9 @@ impl MemoryTable {
         let mapping = GuestRegionMmap::new(region, GuestAddress(layout.guest_phys_addr))
             .ok_or(Error::InvalidOperation("a memory region wraps around"))?;
         let at = { self.regions.partition_point(|it| start(&it.layout) < start(&layout)) };
-        let region = Region { layout, _guard: guard, mapping: Arc::new(mapping) };
-        self.regions.insert(at, Arc::new(region));
-        self.rebuild()
+        let region = Arc::new(Region { layout, guard, mapping: Arc::new(mapping) });
+        self.regions.insert(at, Arc::clone(&region));
+        self.rebuild().map(|()| region)
     }
 
     /// Removes the region that lies where `layout` says.

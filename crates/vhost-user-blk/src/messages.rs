@@ -4,7 +4,8 @@
 //! * the channel of SET_BACKEND_REQ_FD it keeps to itself, and knows no call for the one message that
 //!   a disk has to say on it: that its configuration space has changed;
 //! * a GET_CONFIG of no bytes, or past the space as it sees it, costs the connection;
-//! * it does not know SET_LOG_FD, nor GET_VRING_BASE_SKIP_DRAIN.
+//! * it does not know SET_LOG_FD, nor GET_VRING_BASE_SKIP_DRAIN;
+//! * of the ways to acknowledge memory whose pages may be missing it knows one.
 
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -19,12 +20,24 @@ use rustix::net::{
 
 use crate::config::ConfigRequest;
 
+/// The front end shows all of its memory.
+const SET_MEM_TABLE: u32 = 5;
 /// The front end wants to be told of dirty pages.
 pub(crate) const SET_LOG_FD: u32 = 7;
 /// The front end sends the channel.
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 /// The front end reads the configuration space.
 pub(crate) const GET_CONFIG: u32 = 24;
+/// Pages may be missing; from here on; no more.
+const POSTCOPY_ADVISE: u32 = 28;
+pub(crate) const POSTCOPY_END: u32 = 30;
+/// The front end shows, or removes, one region of memory.
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
+/// No message: QEMU acknowledges so memory in which nothing was to be changed.
+const NONE: u32 = 0;
+/// Of such an acknowledgement: 0, for success.
+const U64_BYTES: usize = 8;
 /// The front end stops a queue, and leaves its requests in flight in the log.
 pub(crate) const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 /// Of such a message, and of its answer: index of the queue, number.
@@ -37,8 +50,35 @@ const NEED_REPLY: u32 = 1 << 3;
 /// Of a message: request, flags, bytes of the body.
 pub(crate) const HEADER_BYTES: usize = 12;
 
+/// Of a message.
+#[derive(Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) request: u32,
+    flags: u32,
+    body_bytes: usize,
+}
+
+impl Header {
+    pub(crate) fn wants_answer(&self) -> bool {
+        self.flags & NEED_REPLY != 0
+    }
+
+    /// Whether it is one of those that have no body, and has one. The vhost crate takes no notice.
+    pub(crate) fn has_strange_body(&self) -> bool {
+        (POSTCOPY_ADVISE..=POSTCOPY_END).contains(&self.request) && self.body_bytes != 0
+    }
+
+    /// Whether it is about the front end's memory, and nothing else.
+    pub(crate) fn shows_memory(&self) -> bool {
+        matches!(self.request, SET_MEM_TABLE | ADD_MEM_REG | REM_MEM_REG)
+            || (self.request, self.body_bytes) == (NONE, U64_BYTES)
+    }
+}
+
 /// A message that was taken.
 pub(crate) enum Early {
+    /// The front end has taken note of where its memory lies here, as it says with this number.
+    Acknowledged(u64),
     /// The socket on which the front end is told of changes; whether it wants an answer.
     Channel(UnixStream, bool),
     /// What is written when dirty pages are marked; whether the front end wants an answer.
@@ -48,14 +88,24 @@ pub(crate) enum Early {
     SkipDrain(u32),
 }
 
-/// Takes the next message on `connection`, if it is one of these. Waits for it.
-pub(crate) fn take_early(connection: &UnixStream) -> io::Result<Option<Early>> {
-    let Some(header) = peek_header(connection)? else { return Ok(None) };
-    let [request, flags, body_bytes] = words(&header);
+/// Takes the next message on `connection`, of which this is the header, if it is one of these. Waits for it.
+pub(crate) fn take_early(connection: &UnixStream, header: &Header) -> io::Result<Option<Early>> {
+    let Header { request, flags, body_bytes } = *header;
     if flags & (VERSION_MASK | REPLY) != VERSION {
         return Ok(None);
     }
-    match (request, body_bytes as usize) {
+    match (request, body_bytes) {
+        // As the specification has it; a number, as front ends have it, is the vhost crate's.
+        (SET_MEM_TABLE, 0) => {
+            (&mut &*connection).read_exact(&mut [0; HEADER_BYTES])?;
+            Ok(Some(Early::Acknowledged(0)))
+        }
+        (NONE, U64_BYTES) => {
+            let mut message = [0; HEADER_BYTES + U64_BYTES];
+            (&mut &*connection).read_exact(&mut message)?;
+            let number = message.last_chunk().ok_or_else(|| invalid("no number"))?;
+            Ok(Some(Early::Acknowledged(u64::from_ne_bytes(*number))))
+        }
         (SET_BACKEND_REQ_FD, 0) => {
             let channel = stream(take_descriptor(connection)?)?;
             Ok(Some(Early::Channel(channel, flags & NEED_REPLY != 0)))
@@ -81,13 +131,17 @@ pub(crate) fn take_early(connection: &UnixStream) -> io::Result<Option<Early>> {
 }
 
 /// The header of the next message, which stays where it is.
-fn peek_header(connection: &UnixStream) -> io::Result<Option<[u8; HEADER_BYTES]>> {
+pub(crate) fn peek_header(connection: &UnixStream) -> io::Result<Option<Header>> {
     let mut bytes = [0; HEADER_BYTES];
     let peek = RecvFlags::PEEK | RecvFlags::WAITALL;
     loop {
         match recv(connection, &mut bytes, peek) {
             // In pieces, or no more: left to the code that reads the other messages.
-            Ok((_, len)) => return Ok((len == HEADER_BYTES).then_some(bytes)),
+            Ok((_, len)) => {
+                let [request, flags, body_bytes] = words(&bytes);
+                let header = Header { request, flags, body_bytes: body_bytes as usize };
+                return Ok((len == HEADER_BYTES).then_some(header));
+            }
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

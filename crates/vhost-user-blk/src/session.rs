@@ -2,14 +2,13 @@
 //! vhost crate reads. It runs on the control thread of the connection.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coblk_aio::EventNotifier;
-use coblk_virtio_blk::{Interrupt, PausedQueue};
+use coblk_virtio_blk::Interrupt;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::*;
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
@@ -22,6 +21,7 @@ use crate::inflight::InflightMemory;
 use crate::memory::{MAX_REGIONS, Shown};
 use crate::messages::SET_BACKEND_REQ_FD;
 use crate::notifier::from_front_end;
+use crate::postcopy::Postcopy;
 use crate::vring::{Kick, RingAddresses, Vring};
 
 /// What all sessions of an export share.
@@ -34,6 +34,8 @@ pub(crate) struct Offer {
     pub(crate) features: u64,
     pub(crate) num_queues: u16,
     pub(crate) queue_size_max: u16,
+    /// Whether a guest may come before its memory.
+    pub(crate) postcopy: bool,
     /// Sectors of each device: they hear of a new length one by one.
     pub(crate) capacities: Vec<AtomicU64>,
     /// Sectors that the front end knows of.
@@ -91,6 +93,7 @@ pub(crate) struct Session {
     /// Told when dirty pages were marked.
     pub(crate) log_notifier: Option<EventNotifier>,
     pub(crate) protocol: VhostUserProtocolFeatures,
+    pub(crate) postcopy: Postcopy,
 }
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -107,7 +110,12 @@ impl Session {
         let vrings = (0..offer.num_queues).map(|index| Vring::new(index, device(index))).collect();
         let (offer, shown) = (Arc::clone(offer), Shown::default());
         let protocol = VhostUserProtocolFeatures::empty();
-        Ok(Session { offer, socket, vrings, shown, log_notifier: None, protocol })
+        let postcopy = Postcopy::default();
+        Ok(Session { offer, socket, vrings, shown, log_notifier: None, protocol, postcopy })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.offer.name
     }
 
     /// The front end has sent a socket to be told of changes on.
@@ -121,10 +129,15 @@ impl Session {
 
     /// Says that a request was done, if the front end wants an answer.
     pub(crate) fn acknowledge(&self, request: u32, wanted: bool) -> Result<()> {
-        if wanted && self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            acknowledge(&self.socket, request).map_err(Error::SocketError)?;
+        let is_known = self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        self.acknowledge_if(request, wanted && is_known)
+    }
+
+    pub(crate) fn acknowledge_if(&self, request: u32, wanted: bool) -> Result<()> {
+        match wanted {
+            true => acknowledge(&self.socket, request).map_err(Error::SocketError),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// The front end asks for a part of the configuration space.
@@ -138,6 +151,7 @@ impl Session {
 
     /// Ends it: nothing of the front end's memory is touched after this.
     pub(crate) fn end(&mut self) {
+        self.abandon_postcopy();
         let broken = self.offer.devices.iter().any(|device| {
             device.call(|_, device| device.needs_reset()).unwrap_or(false) //
         });
@@ -188,39 +202,6 @@ impl Session {
     /// Starts the queues that have become complete.
     fn start_all(&mut self) -> Result<()> {
         self.vrings.iter_mut().try_for_each(|vring| vring.start(&self.shown, None))
-    }
-
-    /// Changes what the queues look at while none does. Those that ran go on afterwards; if they
-    /// cannot, they go on as before, so that what they have taken can be answered.
-    fn change(&mut self, change: impl FnOnce(&mut Shown, RawFd) -> Result<()>) -> Result<()> {
-        let mut paused: Vec<_> = self.vrings.iter_mut().map(Vring::pause).collect::<Result<_>>()?;
-        let before = self.shown.clone();
-        let socket = self.socket.as_raw_fd();
-        let changed = change(&mut self.shown, socket).and_then(|()| self.go_on(&paused));
-        if changed.is_err() {
-            for (vring, paused) in self.vrings.iter_mut().zip(&mut paused) {
-                if let Some(again) = vring.pause()? {
-                    *paused = Some(again);
-                }
-            }
-            self.shown = before;
-            self.go_on(&paused)?;
-        }
-        changed
-    }
-
-    /// Starts queues that were paused, and those that have become complete.
-    fn go_on(&mut self, paused: &[Option<PausedQueue>]) -> Result<()> {
-        for (vring, paused) in self.vrings.iter_mut().zip(paused) {
-            // The memory of one that did not run may be still to come.
-            if paused.is_some() || vring.has_rings_in(&self.shown.memory) {
-                vring.start(&self.shown, paused.clone())?;
-            }
-            if paused.is_some() && !vring.is_running() {
-                return Err(Error::InvalidOperation("a queue that runs has lost its memory"));
-            }
-        }
-        Ok(())
     }
 
     /// Asks the first device: all of them agree.
@@ -275,14 +256,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let regions = regions.to_vec();
-        self.change(|shown, socket| {
-            shown.memory.clear();
-            let mut pairs = regions.into_iter().zip(files);
-            pairs.try_for_each(|(region, file)| shown.memory.add(region, file, socket))?;
-            shown.check_log()
-        })?;
-        Ok(None)
+        self.show_all(regions, files)
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -295,17 +269,27 @@ impl VhostUserBackendReqHandlerMut for Session {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        let region = **region;
-        self.change(|shown, socket| {
-            shown.memory.add(region, file, socket)?;
-            shown.check_log()
-        })?;
-        Ok(None)
+        self.show_region(**region, file)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        let region = **region;
-        self.change(|shown, _| shown.memory.remove(&region))
+        self.hide_region(region)
+    }
+
+    fn postcopy_advice(&mut self) -> Result<File> {
+        self.advise()
+    }
+
+    fn postcopy_listen(&mut self) -> Result<()> {
+        self.listen()
+    }
+
+    fn postcopy_end(&mut self) -> Result<()> {
+        self.end_postcopy()
+    }
+
+    fn postcopy_ack_mem_regions(&mut self) -> Result<()> {
+        self.memory_is_acknowledged(0)
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
@@ -367,7 +351,12 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::CONFIG
+        let postcopy = match self.offer.postcopy {
+            true => VhostUserProtocolFeatures::PAGEFAULT,
+            false => VhostUserProtocolFeatures::empty(),
+        };
+        Ok(postcopy
+            | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
@@ -424,7 +413,9 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.change(|shown, socket| {
             shown.inflight = Some(Arc::new(InflightMemory::open(&layout, file, socket)?));
             Ok(())
-        })
+        })?;
+        self.note_inflight();
+        Ok(())
     }
 
     fn set_backend_req_fd(&mut self, _: Backend) {
@@ -480,6 +471,7 @@ mod tests {
             features: 0,
             num_queues: 2,
             queue_size_max: 64,
+            postcopy: false,
             capacities: vec![AtomicU64::new(8), AtomicU64::new(8)],
             told: AtomicU64::new(8),
             channel: Channel::default(),

@@ -1,9 +1,11 @@
 //! What a front end shows us may be taken away: a file that is truncated leaves pages
 //! without memory, and touching one raises SIGBUS. A [`Guard`] on a mapping turns that into the end of
 //! the connection: the mapping is replaced by memory of our own, zeroes, and the socket is shut down.
+//! Memory that we have [taken away](crate::uffd) ourselves stays away: one page is put where it is touched, full of
+//! bytes 0xff, with which no queue and no request is valid, and the kernel goes on to refuse what is around it.
 //!
-//! This is the only unsafe code of the crate; `docs/unsafe.md` has its invariant. The handler does
-//! what a signal handler may: it reads atomics, and calls `mmap`, `shutdown` and `sigaction`.
+//! With `uffd.rs` this is the unsafe code of the crate; `docs/unsafe.md` has its invariant. The handler does
+//! what a signal handler may: it reads atomics, and calls `mmap`, `mremap`, `shutdown` and `sigaction`.
 //! A SIGBUS that is none of ours goes to the handler that was there before, and this one stays.
 #![allow(unsafe_code)]
 
@@ -24,10 +26,17 @@ struct Slot {
     /// 0 unless the mapping is guarded.
     len: AtomicUsize,
     socket: AtomicI32,
+    /// Bytes of a page, once the mapping was taken away.
+    gone_by: AtomicUsize,
 }
 
 static SLOTS_IN_USE: [Slot; SLOTS] = [const {
-    Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), socket: AtomicI32::new(-1) }
+    Slot {
+        start: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+        socket: AtomicI32::new(-1),
+        gone_by: AtomicUsize::new(0),
+    }
 }; SLOTS];
 
 /// What handled SIGBUS before us.
@@ -50,9 +59,15 @@ impl Guard {
             slot.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })?;
         slot.socket.store(socket, Ordering::Relaxed);
+        slot.gone_by.store(0, Ordering::Relaxed);
         slot.start.store(region.as_ptr() as usize, Ordering::Relaxed);
         slot.len.store(region.size(), Ordering::Release);
         Some(Guard { slot })
+    }
+
+    /// The mapping is taken away, and stays so.
+    pub(crate) fn expect_nothing(&self) {
+        self.slot.gone_by.store(rustix::param::page_size(), Ordering::SeqCst);
     }
 }
 
@@ -172,13 +187,28 @@ fn replace(addr: usize) -> bool {
     });
     let Some((slot, start, len)) = found else { return false };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let page = slot.gone_by.load(Ordering::SeqCst);
     // SAFETY: the range is a guarded mapping, which stays in place while it is guarded, and which
     // is accessed through volatile slices only: other contents are as good as what a front end may
     // write there. The faulting thread is inside an access to it, so its owner has not dropped it.
+    // One page is filled before it is put there: no other thread sees it otherwise. If there is no room for a
+    // mapping more, all of it is replaced.
     unsafe {
-        let at = ptr::without_provenance_mut(start);
-        let replaced = libc::mmap(at, len, protection, flags, -1, 0);
+        let mut replaced = libc::MAP_FAILED;
+        if page != 0 {
+            let at = ptr::without_provenance_mut::<libc::c_void>(addr & !(page - 1));
+            let new = libc::mmap(ptr::null_mut(), page, protection, flags, -1, 0);
+            if new != libc::MAP_FAILED {
+                ptr::write_bytes(new.cast::<u8>(), 0xff, page);
+                let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+                replaced = libc::mremap(new, page, page, flags, at);
+            }
+        }
+        if replaced == libc::MAP_FAILED {
+            let at = ptr::without_provenance_mut(start);
+            replaced = libc::mmap(at, len, protection, flags | libc::MAP_FIXED, -1, 0);
+        }
         libc::shutdown(slot.socket.load(Ordering::Relaxed), libc::SHUT_RDWR);
         replaced != libc::MAP_FAILED
     }

@@ -388,8 +388,9 @@ fn logs_that_cannot_be() {
         let mut large = Large::start(&mut front);
         assert!(wrong(&mut front, &mut large, &log, features), "{what} is let pass");
         drop(front);
-        log.clear();
+        // Is answered once the one before has ended, which marks what its queue writes as it stops.
         let (mut front, _) = connect(&server);
+        log.clear();
         let mut large = Large::start(&mut front);
         assert_eq!(large.guest.one(READ, 1, 0), 0, "{what}");
         front.get_vring_base(0).unwrap();

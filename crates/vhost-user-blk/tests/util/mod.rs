@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod daemon;
+pub mod early;
 pub mod guest;
+pub mod late;
 pub mod pages;
 
 use std::fs::File;

@@ -27,7 +27,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 /// Most messages of one input.
 const MESSAGES: usize = 40;
-const MEMORY_BYTES: u64 = 1 << 16;
+const MEMORY_BYTES: usize = 1 << 16;
 
 struct Scene {
     ctx: AioContext,
@@ -121,8 +121,9 @@ impl Scene {
 }
 
 fn memory() -> OwnedFd {
-    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("memory"));
-    file.set_len(MEMORY_BYTES).expect("memory");
+    let mut file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("memory"));
+    // All of it is there: a thread that touched a missing page would wait for this one, and be it.
+    file.write_all(&[0; MEMORY_BYTES]).expect("memory");
     file.into()
 }
 
