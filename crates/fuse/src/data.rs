@@ -31,7 +31,7 @@ fn read_to_end(co: &Co<'_>, answer: &mut Answer, offset: u64, size: u32) -> io::
     let mut length = queue.backend.length()?;
     loop {
         let there = u64::from(size).min(length.saturating_sub(offset));
-        room.make(&queue.memory, there as usize)?;
+        room.set_len(there as usize);
         if there == 0 {
             return Ok(());
         }

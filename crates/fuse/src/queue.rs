@@ -61,7 +61,15 @@ struct Landing {
     large: Option<Block>,
 }
 
-/// A request, with the data of a write.
+impl Landing {
+    /// Its blocks, as room for so many bytes.
+    fn take(&mut self, len: usize) -> Option<Payload> {
+        let large = if len > SMALL { self.large.take() } else { None };
+        self.small.take().map(|small| Payload { small, large, len })
+    }
+}
+
+/// A request, with the data of a write, or room for that of a read.
 struct Message {
     header: Header,
     request: Option<Request>,
@@ -249,14 +257,14 @@ impl Queue {
             body[WRITE_BYTES..][..more].copy_from_slice(&small[..more]);
             Request::parse(&header, &body[..WRITE_BYTES + more], received)
         };
-        let payload = match request {
-            Ok(Request::Write(write)) => {
-                let len = write.size as usize;
-                let large = if len > SMALL { landing.large.take() } else { None };
-                landing.small.take().map(|small| Payload { small, large, len })
-            }
+        // What a read answers with takes the place of what a write would have brought: so no request takes
+        // more than there was room for before it was read.
+        let bytes = match request {
+            Ok(Request::Write(write)) => Some(write.size),
+            Ok(Request::Read { size, .. }) => Some(size),
             _ => None,
         };
+        let payload = bytes.and_then(|bytes| landing.take(bytes as usize));
         Ok(Message { header, request: request.ok(), payload })
     }
 
