@@ -4,6 +4,7 @@
 
 mod ends;
 mod file_systems;
+mod odd;
 mod ring;
 mod steps;
 mod user;
