@@ -5,7 +5,8 @@ use std::io;
 use coblk_aio::Co;
 use coblk_block::{Truncate, WriteFlags};
 
-use crate::queue::Answer;
+use crate::answer::Answer;
+use crate::queue::Queue;
 use crate::reply::Reply;
 use crate::request::Write;
 
@@ -22,7 +23,7 @@ pub fn growth() -> Truncate {
 pub fn read(co: &Co<'_>, mut answer: Answer, offset: u64, size: u32) {
     match read_to_end(co, &mut answer, offset, size) {
         Ok(()) => answer.data(),
-        Err(error) => answer.error(error.raw_os_error().unwrap_or(libc::EIO)),
+        Err(error) => answer.failed(&error),
     }
 }
 
@@ -31,7 +32,7 @@ fn read_to_end(co: &Co<'_>, answer: &mut Answer, offset: u64, size: u32) -> io::
     let mut length = queue.backend.length()?;
     loop {
         let there = u64::from(size).min(length.saturating_sub(offset));
-        room.make(&queue.memory, there as usize)?;
+        room.set_len(there as usize);
         if there == 0 {
             return Ok(());
         }
@@ -56,23 +57,34 @@ pub fn write(co: &Co<'_>, answer: &Answer, what: &Write) -> io::Result<Reply> {
     if !rules.writable {
         return Err(errno(libc::EACCES));
     }
-    let size = u64::from(what.size);
-    let end = what.offset.checked_add(size).ok_or_else(|| errno(libc::EFBIG))?;
-    let length = queue.backend.length()?;
-    let mut fits = size;
-    if end > length {
-        if rules.growable {
-            queue.backend.co_grow_with(co, end, growth())?;
-        } else {
-            fits = length.saturating_sub(what.offset).min(size);
-            if fits == 0 && size > 0 {
-                return Err(errno(libc::ENOSPC));
-            }
-        }
-    }
+    let end = what.offset.checked_add(what.size.into()).ok_or_else(|| errno(libc::EFBIG))?;
     let is_durable = rules.writethrough || what.flags as i32 & libc::O_DSYNC != 0;
     let flags = if is_durable { WriteFlags::FUA } else { WriteFlags::empty() };
-    queue.file.touch();
-    queue.backend.co_pwritev(co, what.offset, &room.source(fits as usize), flags)?;
-    Ok(Reply::written(fits as u32))
+    loop {
+        let fits = room_for(co, queue, what, end)?;
+        queue.file.touch();
+        let source = room.source(fits as usize);
+        match queue.backend.co_pwritev(co, what.offset, &source, flags) {
+            Ok(()) => return Ok(Reply::written(fits as u32)),
+            // It has become shorter meanwhile, by a user other than the file's.
+            Err(_) if queue.backend.length()? < what.offset + fits => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// How much of a write the node has room for, once it has grown if it may.
+fn room_for(co: &Co<'_>, queue: &Queue, what: &Write, end: u64) -> io::Result<u64> {
+    let (length, size) = (queue.backend.length()?, u64::from(what.size));
+    if end <= length {
+        return Ok(size);
+    }
+    if queue.file.rules.growable {
+        queue.backend.co_grow_with(co, end, growth())?;
+        return Ok(size);
+    }
+    match length.saturating_sub(what.offset).min(size) {
+        0 if size > 0 => Err(errno(libc::ENOSPC)),
+        fits => Ok(fits),
+    }
 }

@@ -101,6 +101,7 @@ impl ExportType for FuseExportType {
             backend,
             policies: common.error_policies(),
             reporter: exporting.reporter.clone(),
+            is_alone: homes.len() == 1,
             max_background: (MAX_IN_FLIGHT * homes.len()).min(MAX_BACKGROUND) as u16,
             share: None,
         };

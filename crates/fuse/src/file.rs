@@ -110,6 +110,11 @@ impl File {
             self.opens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |it| it.checked_sub(1));
     }
 
+    /// It is open no more, whoever has not closed it.
+    pub fn forget_opens(&self) {
+        self.opens.store(0, Ordering::Relaxed);
+    }
+
     pub fn is_open(&self) -> bool {
         self.opens.load(Ordering::Relaxed) > 0
     }

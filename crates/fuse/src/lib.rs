@@ -4,7 +4,7 @@
 //! ```text
 //!   the thread of the exports             each context that serves the file
 //!     export_type.rs: make, close   -->     station.rs: a queue, and what it is told
-//!     mountpoint.rs, mount.rs                  queue.rs: requests from /dev/fuse, answers back
+//!     mountpoint.rs, mount.rs                  queue.rs: requests from /dev/fuse, answer.rs: back
 //!                                                 request.rs, reply.rs: their bytes; memory.rs: data
 //!                                                 serve.rs: data.rs, look.rs, change.rs
 //! ```
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+mod answer;
 mod change;
 mod data;
 mod export_type;

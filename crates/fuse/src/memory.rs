@@ -2,7 +2,8 @@
 //!
 //! A request's data has a small block, and a large one behind it if that is not enough. So a read of the
 //! device can be given room for the largest write, and leaves the large block for the next one if the write
-//! is small. The first request that finds no large block stays in the kernel until one comes back.
+//! is small. A read answers from the same blocks. The first request that finds no large block stays in the
+//! kernel until one comes back.
 //!
 //! All data is of one file: what a block held before is shown to no other.
 
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use coblk_aio::{AlignedBuffer, IoVector, IoVectorMut};
 
 use crate::abi::MAX_TRANSFER;
+use crate::queue::MAX_IN_FLIGHT;
 
 /// Address alignment, enough for O_DIRECT anywhere.
 const ALIGNMENT: usize = 4096;
@@ -23,8 +25,10 @@ pub const SMALL: usize = 32 << 10;
 pub const LARGE: usize = MAX_TRANSFER - SMALL;
 /// Large blocks of one context in use.
 pub const MAX_LARGE: usize = 32;
-/// Blocks that are kept for later, of either size.
-const MAX_IDLE: usize = 16;
+/// Blocks that are kept for later: small ones for as many requests as there may be, for a new one is filled
+/// with zeroes first, and few of the large ones.
+const MAX_IDLE_SMALL: usize = MAX_IN_FLIGHT;
+const MAX_IDLE_LARGE: usize = 16;
 
 /// The blocks of one context.
 #[derive(Default)]
@@ -48,12 +52,6 @@ impl Memory {
     /// Whether one more large block is within the bound.
     pub fn has_large(&self) -> bool {
         self.large_in_use.get() < MAX_LARGE
-    }
-
-    /// Room for data of that length, at most [`MAX_TRANSFER`].
-    pub fn payload(self: &Rc<Self>, len: usize) -> io::Result<Payload> {
-        let large = (len > SMALL).then(|| self.large()).transpose()?;
-        Ok(Payload { small: self.small()?, large, len })
     }
 }
 
@@ -91,14 +89,14 @@ impl Drop for Block {
     fn drop(&mut self) {
         let Some(storage) = self.storage.take() else { return };
         let memory = &self.memory;
-        let idle = if storage.len() == LARGE {
+        let (idle, most) = if storage.len() == LARGE {
             memory.large_in_use.set(memory.large_in_use.get() - 1);
-            &memory.large
+            (&memory.large, MAX_IDLE_LARGE)
         } else {
-            &memory.small
+            (&memory.small, MAX_IDLE_SMALL)
         };
         let mut idle = idle.borrow_mut();
-        if idle.len() < MAX_IDLE {
+        if idle.len() < most {
             idle.push(storage);
         }
     }
@@ -114,6 +112,12 @@ pub struct Payload {
 }
 
 impl Payload {
+    /// Gives it that length, if its blocks have room for so much.
+    pub fn set_len(&mut self, len: usize) {
+        let room = SMALL + self.large.as_ref().map_or(0, |_| LARGE);
+        self.len = len.min(room);
+    }
+
     /// Its first `len` bytes, or all if there are fewer, to be written.
     pub fn source(&self, len: usize) -> IoVector<'_> {
         let [first, rest] = self.parts(len);
@@ -155,16 +159,21 @@ mod tests {
         let mut held: Vec<_> = (0..MAX_LARGE).map(|_| memory.large().unwrap()).collect();
         assert!(!memory.has_large());
         held.truncate(1);
-        assert!(memory.has_large() && memory.large.borrow().len() == MAX_IDLE);
+        assert!(memory.has_large() && memory.large.borrow().len() == MAX_IDLE_LARGE);
         assert_eq!((held[0].len(), memory.small().unwrap().len()), (LARGE, SMALL));
         drop(held);
         assert_eq!(memory.large_in_use.get(), 0);
+        let small: Vec<_> = (0..=MAX_IN_FLIGHT).map(|_| memory.small().unwrap()).collect();
+        drop(small);
+        assert_eq!(memory.small.borrow().len(), MAX_IN_FLIGHT);
     }
 
     #[test]
     fn data_lies_in_both_blocks() {
         let memory = Rc::<Memory>::default();
-        let mut payload = memory.payload(SMALL + 2).unwrap();
+        let (small, large) = (memory.small().unwrap(), memory.large().ok());
+        let mut payload = Payload { small, large, len: 0 };
+        payload.set_len(SMALL + 2);
         let data: Vec<u8> = (0..SMALL + 2).map(|at| at as u8).collect();
         assert_eq!(payload.target().copy_from(0, &data), data.len());
         let mut back = vec![0; data.len()];
@@ -172,6 +181,8 @@ mod tests {
         assert!(back == data);
         assert_eq!((payload.source(5).len(), payload.source(SMALL + 1).len()), (5, SMALL + 1));
         assert_eq!(payload.behind(&[9])[2][..], data[SMALL..]);
-        assert!(memory.payload(SMALL).unwrap().large.is_none());
+        payload.large = None;
+        payload.set_len(MAX_TRANSFER);
+        assert_eq!((payload.len, payload.target().len()), (SMALL, SMALL));
     }
 }

@@ -10,10 +10,11 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use coblk_aio::{AioContext, BottomHalf, Co, CoWaker, FdHandler, FdInterest, Wanted};
+use coblk_aio::{AioContext, BottomHalf, BusyPoll, Co, CoWaker, FdHandler, FdInterest, Wanted};
 use coblk_block::BlockBackend;
 use rustix::io::Errno;
 
+use crate::answer::{Answer, Body, Untold};
 use crate::file::File;
 use crate::memory::{Block, Memory, Payload, SMALL};
 use crate::reply::{self, Reply};
@@ -26,6 +27,8 @@ use crate::serve::start;
 pub const MAX_IN_FLIGHT: usize = 128;
 /// Requests that are read before others have a turn.
 const MAX_READ_AT_ONCE: usize = 64;
+/// Answers that the kernel is told of together, while requests are read.
+const MAX_UNTOLD: usize = 8;
 /// What is read in front of the data of a write.
 const HEAD: usize = Header::BYTES + WRITE_BYTES;
 
@@ -38,8 +41,16 @@ pub struct Queue {
     /// Requests of all queues that the kernel may send before they are answered.
     pub max_background: u16,
     device: Rc<OwnedFd>,
+    /// No other context serves the file.
+    is_alone: bool,
     watched: RefCell<Option<FdHandler<Rc<OwnedFd>>>>,
     landing: RefCell<Landing>,
+    /// A request that the loop has found while it looked for work.
+    found: RefCell<Option<Message>>,
+    /// Answers that the kernel is told of together.
+    untold: RefCell<Vec<Untold>>,
+    /// The kernel was told of an answer since reading began.
+    has_told: Cell<bool>,
     in_flight: Cell<usize>,
     /// It has begun to read, and has not stopped.
     is_open: Cell<bool>,
@@ -61,7 +72,15 @@ struct Landing {
     large: Option<Block>,
 }
 
-/// A request, with the data of a write.
+impl Landing {
+    /// Its blocks, as room for so many bytes.
+    fn take(&mut self, len: usize) -> Option<Payload> {
+        let large = if len > SMALL { self.large.take() } else { None };
+        self.small.take().map(|small| Payload { small, large, len })
+    }
+}
+
+/// A request, with the data of a write, or room for that of a read.
 struct Message {
     header: Header,
     request: Option<Request>,
@@ -75,6 +94,7 @@ impl Queue {
         file: Arc<File>,
         backend: BlockBackend,
         device: Rc<OwnedFd>,
+        is_alone: bool,
         max_background: u16,
         spare: Option<Spare>,
     ) -> Rc<Queue> {
@@ -88,8 +108,12 @@ impl Queue {
                 wanted: Wanted::new(),
                 max_background,
                 device,
+                is_alone,
                 watched: RefCell::default(),
                 landing: RefCell::default(),
+                found: RefCell::default(),
+                untold: RefCell::new(Vec::with_capacity(MAX_UNTOLD)),
+                has_told: Cell::new(false),
                 in_flight: Cell::new(0),
                 is_open: Cell::new(false),
                 is_reading: Cell::new(false),
@@ -132,12 +156,21 @@ impl Queue {
             }
         };
         let device = Rc::clone(&self.device);
-        self.watched.replace(Some(ctx.fd_handler(device, FdInterest::ReadShared, called)?));
+        let interest = FdInterest::ReadShared;
+        // One of several contexts leaves it to the kernel: a request that it took by itself would wake another
+        // one in vain. With a ring, the device has next to nothing.
+        let handler = if self.is_alone && self.lane.is_none() {
+            ctx.polled_fd_handler(device, interest, called, Look(Rc::downgrade(self)))?
+        } else {
+            ctx.fd_handler(device, interest, called)?
+        };
+        self.watched.replace(Some(handler));
         Ok(())
     }
 
     /// Reads no more. What was read is answered, but for what takes long, which ends.
-    pub fn stop(&self) {
+    pub fn stop(self: &Rc<Self>, ctx: &AioContext) {
+        self.serve_found(ctx);
         self.close();
         self.wanted.give_up();
     }
@@ -185,12 +218,13 @@ impl Queue {
         if self.is_reading.replace(true) {
             return;
         }
-        let _reading = Reading(&self.is_reading);
+        let _reading = Reading(self);
         if self.is_full.get() && !self.goes_on(ctx) {
             return;
         }
-        // The kernel is told of each answer at once, and its client works on meanwhile.
+        // The kernel is told of answers while others are worked on, and its client works on meanwhile.
         let _batch = ctx.begin_batch();
+        self.serve_found(ctx);
         for _ in 0..MAX_READ_AT_ONCE {
             if !self.is_open() {
                 return;
@@ -199,10 +233,7 @@ impl Queue {
                 return self.pause();
             }
             match self.read() {
-                Ok(Message { header, request, payload }) => {
-                    let answer = Answer::new(self, header.unique, Room::Blocks(payload));
-                    start(ctx, answer, &header, request);
-                }
+                Ok(message) => self.serve(ctx, message),
                 // A signal; or a client that has given up meanwhile.
                 Err(Errno::INTR | Errno::NOENT) => {}
                 Err(Errno::AGAIN) => return,
@@ -210,6 +241,33 @@ impl Queue {
             }
         }
         self.more.schedule();
+    }
+
+    fn serve(self: &Rc<Self>, ctx: &AioContext, message: Message) {
+        let Message { header, request, payload } = message;
+        let answer = Answer::new(self, header.unique, Room::Blocks(payload));
+        start(ctx, answer, &header, request);
+    }
+
+    /// It has its blocks already, for which there was room.
+    fn serve_found(self: &Rc<Self>, ctx: &AioContext) {
+        let found = self.found.take();
+        if let Some(message) = found {
+            self.serve(ctx, message);
+        }
+    }
+
+    /// Whether there is a request, which then is the next one.
+    fn looks(&self) -> bool {
+        if self.found.borrow().is_some() {
+            return true;
+        }
+        if !self.is_open() || self.is_full.get() || self.is_reading.get() || !self.has_room() {
+            return false;
+        }
+        let Ok(message) = self.read() else { return false };
+        self.found.replace(Some(message));
+        true
     }
 
     /// Whether one more request can be read, of whatever length.
@@ -249,20 +307,22 @@ impl Queue {
             body[WRITE_BYTES..][..more].copy_from_slice(&small[..more]);
             Request::parse(&header, &body[..WRITE_BYTES + more], received)
         };
-        let payload = match request {
-            Ok(Request::Write(write)) => {
-                let len = write.size as usize;
-                let large = if len > SMALL { landing.large.take() } else { None };
-                landing.small.take().map(|small| Payload { small, large, len })
-            }
+        // What a read answers with takes the place of what a write would have brought: so no request takes
+        // more than there was room for before it was read.
+        let bytes = match request {
+            Ok(Request::Write(write)) => Some(write.size),
+            Ok(Request::Read { size, .. }) => Some(size),
             _ => None,
         };
+        let payload = bytes.and_then(|bytes| landing.take(bytes as usize));
         Ok(Message { header, request: request.ok(), payload })
     }
 
     /// The device says that it has nothing more.
     fn ended(&self, error: Errno) {
         self.close();
+        // Nobody can close what was open when the connection was cut, as by `umount --force`.
+        self.file.forget_opens();
         // The file system was unmounted, by whatever user.
         if error == Errno::NODEV || error == Errno::CONNABORTED {
             tracing::info!(export = self.backend.name(), "is no longer mounted");
@@ -272,7 +332,7 @@ impl Queue {
     }
 
     /// Sends bytes to the kernel. Returns whether it still wanted them.
-    fn send(&self, message: &[IoSlice<'_>]) -> bool {
+    pub fn send(&self, message: &[IoSlice<'_>]) -> bool {
         match rustix::io::writev(&*self.device, message) {
             Ok(_) => true,
             // The client was killed, or the file system is gone.
@@ -281,6 +341,52 @@ impl Queue {
                 tracing::warn!(export = self.backend.name(), %error, "cannot answer a FUSE request");
                 false
             }
+        }
+    }
+
+    /// One more request is in flight.
+    pub fn count_begun(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// One of them is answered.
+    pub fn count_ended(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        if self.is_full.get() && self.may_go_on() {
+            self.more.schedule();
+        }
+        if self.in_flight.get() == 0 {
+            self.waiters.take().into_iter().for_each(CoWaker::wake);
+        }
+    }
+
+    /// Whether an answer may wait for others. The first one while requests are read wakes the client, which then
+    /// finds those that follow without being woken for each.
+    pub fn may_wait(&self) -> bool {
+        self.is_reading.get() && self.has_told.replace(true)
+    }
+
+    /// Has it wait.
+    pub fn tell_later(&self, answer: Untold) {
+        let count = {
+            let mut untold = self.untold.borrow_mut();
+            untold.push(answer);
+            untold.len()
+        };
+        if count == MAX_UNTOLD {
+            self.tell();
+        }
+    }
+
+    /// Sends the answers that have waited.
+    fn tell(&self) {
+        for Untold { header, body } in self.untold.borrow_mut().drain(..) {
+            match body {
+                Body::Data(room) => self.send(&room.behind(&header)),
+                Body::Reply(reply) => {
+                    self.send(&[IoSlice::new(&header), IoSlice::new(reply.as_bytes())])
+                }
+            };
         }
     }
 
@@ -293,99 +399,27 @@ impl Queue {
     }
 }
 
-struct Reading<'a>(&'a Cell<bool>);
+struct Reading<'a>(&'a Queue);
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.0.set(false);
+        self.0.tell();
+        self.0.has_told.set(false);
+        self.0.is_reading.set(false);
     }
 }
 
-/// A request that is to be answered: with EIO, if it is dropped without. Counts as in flight.
-pub struct Answer {
-    pub queue: Rc<Queue>,
-    /// Its data, or that of the answer.
-    pub room: Room,
-    unique: u64,
-    is_owed: bool,
-}
+/// How a loop that looks for work sees it.
+struct Look(Weak<Queue>);
 
-impl Answer {
-    pub fn new(queue: &Rc<Queue>, unique: u64, room: Room) -> Answer {
-        queue.in_flight.set(queue.in_flight.get() + 1);
-        Answer { queue: Rc::clone(queue), room, unique, is_owed: true }
+impl BusyPoll for Look {
+    fn is_busy(&self, _: &AioContext) -> bool {
+        self.0.upgrade().is_some_and(|queue| queue.looks())
     }
 
-    /// No answer is expected.
-    pub fn none(mut self) {
-        self.is_owed = false;
-    }
-
-    /// With an errno.
-    pub fn error(mut self, errno: i32) {
-        self.send_error(errno);
-    }
-
-    fn send_error(&mut self, errno: i32) {
-        // The kernel takes no others.
-        let errno = if (1..512).contains(&errno) { errno } else { libc::EIO };
-        self.send(-errno, &[]);
-    }
-
-    /// With a short answer. Returns whether the kernel still wanted it.
-    pub fn reply(mut self, reply: &Reply) -> bool {
-        self.send(0, reply.as_bytes())
-    }
-
-    fn send(&mut self, error: i32, body: &[u8]) -> bool {
-        self.is_owed = false;
-        let header = reply::header(self.unique, error, body.len());
-        match (self.room.take_entry(), &self.queue.lane) {
-            (Some(mut entry), Some(lane)) => {
-                entry.payload_mut()[..body.len()].copy_from_slice(body);
-                entry.answer(&header, body.len() as u32);
-                lane.answer(entry);
-                true
-            }
-            _ => self.queue.send(&[IoSlice::new(&header), IoSlice::new(body)]),
-        }
-    }
-
-    /// With the data that is in its room.
-    pub fn data(mut self) {
-        self.is_owed = false;
-        let header = reply::header(self.unique, 0, self.room.len());
-        let bytes = self.room.len() as u32;
-        match (self.room.take_entry(), &self.queue.lane) {
-            (Some(mut entry), Some(lane)) => {
-                entry.answer(&header, bytes);
-                lane.answer(entry);
-            }
-            _ => drop(self.queue.send(&self.room.behind(&header))),
-        }
-    }
-
-    /// With what an operation has come to.
-    pub fn result(self, result: io::Result<Reply>) {
-        match result {
-            Ok(reply) => drop(self.reply(&reply)),
-            Err(error) => self.error(error.raw_os_error().unwrap_or(libc::EIO)),
-        }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if self.is_owed {
-            self.send_error(libc::EIO);
-        }
-        let queue = &self.queue;
-        queue.in_flight.set(queue.in_flight.get() - 1);
-        if queue.is_full.get() && queue.may_go_on() {
-            queue.more.schedule();
-        }
-        if queue.in_flight.get() == 0 {
-            queue.waiters.take().into_iter().for_each(CoWaker::wake);
+    fn ready(&self, ctx: &AioContext) {
+        if let Some(queue) = self.0.upgrade() {
+            queue.read_all(ctx);
         }
     }
 }

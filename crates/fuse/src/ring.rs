@@ -14,7 +14,8 @@ use coblk_aio::sys::{FuseEntry, FuseRing};
 use coblk_aio::{AioContext, BottomHalf, BusyPoll, FdHandler, FdInterest};
 
 use crate::abi::MAX_TRANSFER;
-use crate::queue::{Answer, Queue};
+use crate::answer::Answer;
+use crate::queue::Queue;
 use crate::request::{Header, MAX_BODY, Request};
 use crate::room::Room;
 use crate::serve::start;

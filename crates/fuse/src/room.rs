@@ -1,12 +1,11 @@
 //! [`Room`]: where the data of one request lies, whichever way it came.
 
-use std::io::{self, IoSlice};
-use std::rc::Rc;
+use std::io::IoSlice;
 
 use coblk_aio::sys::FuseEntry;
 use coblk_aio::{IoVector, IoVectorMut};
 
-use crate::memory::{Memory, Payload};
+use crate::memory::Payload;
 
 /// The data of a request, or room for that of its answer.
 pub enum Room {
@@ -17,13 +16,12 @@ pub enum Room {
 }
 
 impl Room {
-    /// Makes room for the data of an answer, at most [`MAX_TRANSFER`] bytes.
-    pub fn make(&mut self, memory: &Rc<Memory>, bytes: usize) -> io::Result<()> {
+    /// Gives it that length, if it has room for so much.
+    pub fn set_len(&mut self, bytes: usize) {
         match self {
-            Room::Blocks(payload) => *payload = Some(memory.payload(bytes)?),
+            Room::Blocks(payload) => payload.iter_mut().for_each(|it| it.set_len(bytes)),
             Room::Entry(entry, len) => *len = bytes.min(entry.payload().len()),
         }
-        Ok(())
     }
 
     /// Its first `len` bytes, or all if there are fewer, to be written.

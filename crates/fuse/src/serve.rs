@@ -6,10 +6,10 @@ use std::sync::Arc;
 use coblk_aio::AioContext;
 
 use crate::abi::{MAJOR, MIN_MINOR, init, open};
+use crate::answer::Answer;
 use crate::change::{fallocate, set_attributes};
 use crate::data::{read, write};
 use crate::look::{BLOCK_BYTES, attributes, seek};
-use crate::queue::Answer;
 use crate::reply::Reply;
 use crate::request::{Header, Init, Request};
 

@@ -23,6 +23,8 @@ pub struct Plan {
     pub device: Device,
     pub policies: ErrorPolicies,
     pub reporter: ErrorReporter,
+    /// No other context serves the file.
+    pub is_alone: bool,
     /// Requests of all queues that the kernel may send before they are answered.
     pub max_background: u16,
     /// The kernel's queues that it serves over a ring, if it is to have one.
@@ -103,7 +105,8 @@ impl Station {
 }
 
 fn open(co: &Co<'_>, plan: Plan, device: OwnedFd) -> Result<Rc<Queue>, ExportError> {
-    let Plan { file, node, backend, policies, reporter, max_background, share, .. } = plan;
+    let Plan { file, node, backend, policies, reporter, is_alone, max_background, share, .. } =
+        plan;
     let device = Rc::new(device);
     let ringless = |error| ExportError::of_type(format!("cannot use io_uring: {error}"));
     let spare = share.map(|share| Spare::new(&device, share)).transpose().map_err(ringless)?;
@@ -117,7 +120,8 @@ fn open(co: &Co<'_>, plan: Plan, device: OwnedFd) -> Result<Rc<Queue>, ExportErr
         }
         reporter.report(event);
     });
-    let queue = Queue::new(co.context(), file, backend, device, max_background, spare.flatten());
+    let ctx = co.context();
+    let queue = Queue::new(ctx, file, backend, device, is_alone, max_background, spare.flatten());
     if let Some(lane) = queue.lane() {
         lane.watch(co.context(), &queue).map_err(ringless)?;
     }
@@ -149,7 +153,7 @@ fn live(co: &Co<'_>, queue: &Rc<Queue>, orders: &Receiver<Command>) {
             Command::ReportErrors => reporting = Some(queue.backend.report_errors()),
         }
     }
-    queue.stop();
+    queue.stop(co.context());
     reporting.get_or_insert_with(|| queue.backend.report_errors());
     queue.co_wait(co);
     queue.lane().into_iter().for_each(|lane| lane.end());

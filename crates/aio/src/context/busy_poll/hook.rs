@@ -10,7 +10,7 @@ use super::{AioContext, OnDrop};
 pub(super) const HOOK_IDLE: Duration = Duration::from_secs(7);
 
 /// The busy-poll half of a descriptor handler: how a loop that polls adaptively sees, without a
-/// system call, that there is something to do. All of it is called on the home thread.
+/// system call or by a short one, that there is something to do. All of it is called on the home thread.
 ///
 /// What says that there is work and what does the work come together; one without the other does
 /// not compile (contract: C45):
