@@ -226,7 +226,7 @@ pub const HOUSES: &[House] = &[
             &["mount"],
             &["mountpoint"],
             // A queue serves what it reads, and what serves it answers through it.
-            &["change", "data", "look", "queue", "ring", "serve"],
+            &["answer", "change", "data", "look", "queue", "ring", "serve"],
             &["station"],
             &["export_type"],
         ],

@@ -110,7 +110,7 @@ impl File {
             self.opens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |it| it.checked_sub(1));
     }
 
-    /// It is open no more, whoever has not closed it.
+    /// It is open no more, though it was not closed.
     pub fn forget_opens(&self) {
         self.opens.store(0, Ordering::Relaxed);
     }

@@ -15,7 +15,6 @@ use std::rc::Rc;
 use coblk_aio::{AlignedBuffer, IoVector, IoVectorMut};
 
 use crate::abi::MAX_TRANSFER;
-use crate::queue::MAX_IN_FLIGHT;
 
 /// Address alignment, enough for O_DIRECT anywhere.
 const ALIGNMENT: usize = 4096;
@@ -27,7 +26,7 @@ pub const LARGE: usize = MAX_TRANSFER - SMALL;
 pub const MAX_LARGE: usize = 32;
 /// Blocks that are kept for later: small ones for as many requests as there may be, for a new one is filled
 /// with zeroes first, and few of the large ones.
-const MAX_IDLE_SMALL: usize = MAX_IN_FLIGHT;
+pub const MAX_IDLE_SMALL: usize = 128;
 const MAX_IDLE_LARGE: usize = 16;
 
 /// The blocks of one context.
@@ -163,9 +162,9 @@ mod tests {
         assert_eq!((held[0].len(), memory.small().unwrap().len()), (LARGE, SMALL));
         drop(held);
         assert_eq!(memory.large_in_use.get(), 0);
-        let small: Vec<_> = (0..=MAX_IN_FLIGHT).map(|_| memory.small().unwrap()).collect();
+        let small: Vec<_> = (0..=MAX_IDLE_SMALL).map(|_| memory.small().unwrap()).collect();
         drop(small);
-        assert_eq!(memory.small.borrow().len(), MAX_IN_FLIGHT);
+        assert_eq!(memory.small.borrow().len(), MAX_IDLE_SMALL);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::answer::{Answer, Body, Untold};
 use crate::file::File;
-use crate::memory::{Block, Memory, Payload, SMALL};
+use crate::memory::{Block, MAX_IDLE_SMALL, Memory, Payload, SMALL};
 use crate::reply::{self, Reply};
 use crate::request::{Header, MAX_BODY, Request, WRITE_BYTES};
 use crate::ring::{Lane, Spare};
@@ -24,7 +24,7 @@ use crate::room::Room;
 use crate::serve::start;
 
 /// Requests of one context that are being carried out.
-pub const MAX_IN_FLIGHT: usize = 128;
+pub const MAX_IN_FLIGHT: usize = MAX_IDLE_SMALL;
 /// Requests that are read before others have a turn.
 const MAX_READ_AT_ONCE: usize = 64;
 /// Answers that the kernel is told of together, while requests are read.
@@ -321,7 +321,7 @@ impl Queue {
     /// The device says that it has nothing more.
     fn ended(&self, error: Errno) {
         self.close();
-        // Nobody can close what was open when the connection was cut, as by `umount --force`.
+        // What was open is never closed when the connection was cut, as by `umount --force`.
         self.file.forget_opens();
         // The file system was unmounted, by whatever user.
         if error == Errno::NODEV || error == Errno::CONNABORTED {

@@ -38,7 +38,7 @@ fn mounts_fail_each_sync_that_the_node_does_not_know() {
     daemon.stop(Signal::TERM);
 }
 
-/// The kernel cuts the connection, and nobody closes the file any more.
+/// The kernel cuts the connection, and the file is not closed any more.
 #[test]
 fn mounts_that_are_cut_off_are_in_use_no_more() {
     let place = Place::new();
