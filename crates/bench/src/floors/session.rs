@@ -343,6 +343,22 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
         Err(Error::InvalidOperation("not offered"))
     }
+
+    fn postcopy_advice(&mut self) -> Result<File> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn postcopy_listen(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn postcopy_end(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("not offered"))
+    }
+
+    fn postcopy_ack_mem_regions(&mut self) -> Result<()> {
+        Err(Error::InvalidOperation("not offered"))
+    }
 }
 
 #[cfg(test)]
