@@ -213,12 +213,22 @@ impl Shared {
         // Permissions for all of them.
         let claim = BackendOptions::new("claim").share_rw(true).open(ctx, Arc::clone(node));
         let _claim = claim.expect("a node that may be written");
-        let players = self.mix.coroutines * (1 + others.len() as u64);
+        self.begin(ctx, node, others);
+        self.wait(ctx, others);
+    }
+
+    /// Begins the load. The caller has the permissions for it, until it has [waited](Self::wait) for the end.
+    pub fn begin(self: &Arc<Self>, ctx: &AioContext, node: &Arc<BlockNode>, others: &[&AioHandle]) {
         for (number, other) in (1..).zip(others) {
             let (shared, node) = (Arc::clone(self), Arc::clone(node));
             other.schedule(move |ctx| Load::start(ctx, node, shared, number));
         }
         Load::start(ctx, Arc::clone(node), Arc::clone(self), 0);
+    }
+
+    /// Waits until the load has made all its requests, or was [stopped](Self::stop).
+    pub fn wait(&self, ctx: &AioContext, others: &[&AioHandle]) {
+        let players = self.mix.coroutines * (1 + others.len() as u64);
         ctx.run_until(|| self.done.load(Ordering::Acquire) == players);
     }
 }

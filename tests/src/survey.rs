@@ -83,39 +83,70 @@ impl Survey {
     ) -> Result<Seen, String> {
         let ctx = AioContext::for_test().map_err(|error| error.to_string())?;
         let mut seen = Seen::default();
+        self.each(recorder, from, random, &mut |images, moment| {
+            self.judge(subject, &ctx, shared, images, moment, &mut seen)
+        })?;
+        Ok(seen)
+    }
+
+    /// Has each image judged, with the moment of the loss of power that left it.
+    ///
+    /// # Errors
+    /// Those of `judge`, with what the image is.
+    pub fn each(
+        &self,
+        recorder: &Recorder,
+        from: u64,
+        random: &mut Random,
+        judge: &mut dyn FnMut(Vec<Vec<u8>>, u64) -> Result<(), String>,
+    ) -> Result<(), String> {
         let all = recorder.now() + 1 - from;
         let moments = (0..all.min(self.moments)).map(|number| match all <= self.moments {
             true => from + number,
             false => from + random.below(all),
         });
         for moment in moments.collect::<Vec<_>>() {
-            let point = recorder.crash_at(moment);
-            let unsettled = point.unsettled();
-            let mut judge = |mut survivors: Survivors<'_>, what: &str| {
-                let files = point.files(&mut survivors);
-                self.judge(subject, &ctx, shared, files, moment, &mut seen).map_err(|fault| {
-                    let words = unsettled.iter().map(|it| format!("\n  {}", point.describe(*it)));
-                    let words: String = words.collect();
-                    format!("a crash at {moment}, {what}: {fault}\nunsettled:{words}")
-                })
-            };
-            judge(Survivors::None, "what is durable")?;
-            judge(Survivors::All, "all")?;
-            let single = (unsettled.len() as u64).min(self.single);
-            for number in 0..single {
-                let request = match unsettled.len() as u64 <= self.single {
-                    true => unsettled[number as usize],
-                    false => unsettled[random.below(unsettled.len() as u64) as usize],
-                };
-                judge(Survivors::Only(request), &format!("only {request}"))?;
-                judge(Survivors::AllBut(request), &format!("all but {request}"))?;
-            }
-            for _ in 0..if unsettled.len() > 1 { self.random } else { 0 } {
-                judge(Survivors::Some(random), "some requests")?;
-                judge(Survivors::Torn(random), "some sectors")?;
-            }
+            self.each_at(recorder, moment, random, judge)?;
         }
-        Ok(seen)
+        Ok(())
+    }
+
+    /// The same at one moment.
+    ///
+    /// # Errors
+    /// Those of `judge`, with what the image is.
+    pub fn each_at(
+        &self,
+        recorder: &Recorder,
+        moment: u64,
+        random: &mut Random,
+        judge: &mut dyn FnMut(Vec<Vec<u8>>, u64) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let point = recorder.crash_at(moment);
+        let unsettled = point.unsettled();
+        let mut judge = |mut survivors: Survivors<'_>, what: &str| {
+            judge(point.files(&mut survivors), moment).map_err(|fault| {
+                let words = unsettled.iter().map(|it| format!("\n  {}", point.describe(*it)));
+                let words: String = words.collect();
+                format!("a crash at {moment}, {what}: {fault}\nunsettled:{words}")
+            })
+        };
+        judge(Survivors::None, "what is durable")?;
+        judge(Survivors::All, "all")?;
+        let single = (unsettled.len() as u64).min(self.single);
+        for number in 0..single {
+            let request = match unsettled.len() as u64 <= self.single {
+                true => unsettled[number as usize],
+                false => unsettled[random.below(unsettled.len() as u64) as usize],
+            };
+            judge(Survivors::Only(request), &format!("only {request}"))?;
+            judge(Survivors::AllBut(request), &format!("all but {request}"))?;
+        }
+        for _ in 0..if unsettled.len() > 1 { self.random } else { 0 } {
+            judge(Survivors::Some(random), "some requests")?;
+            judge(Survivors::Torn(random), "some sectors")?;
+        }
+        Ok(())
     }
 
     fn judge(

@@ -9,6 +9,7 @@ mod pairs;
 mod resize;
 #[cfg(feature = "test-rules")]
 mod rules;
+mod snapshots;
 #[path = "../util/mod.rs"]
 mod util;
 

@@ -139,12 +139,20 @@ pub struct Format {
     pub shape: Shape,
     /// A step of the order of writes that is left out.
     pub omit: Option<&'static str>,
+    /// A snapshot that is shown instead of the disk where the image is only read.
+    snapshot: Option<String>,
     open: RefCell<Vec<(Arc<BlockNode>, Blockdevs)>>,
 }
 
 impl Format {
     pub fn new(shape: Shape) -> Format {
-        Format { shape, omit: None, open: RefCell::default() }
+        Format { shape, omit: None, snapshot: None, open: RefCell::default() }
+    }
+
+    /// A snapshot of an image, where that is only read.
+    #[allow(dead_code, reason = "not all programs of tests have snapshots")]
+    pub fn of_snapshot(shape: Shape, id: &str) -> Format {
+        Format { snapshot: Some(id.to_owned()), ..Format::new(shape) }
     }
 
     fn options(&self, read_only: bool) -> Value {
@@ -154,6 +162,9 @@ impl Format {
         options["node-name"] = json!("disk");
         if read_only {
             options["read-only"] = json!(true);
+        }
+        if let (Some(snapshot), true) = (&self.snapshot, read_only) {
+            options["x-snapshot"] = json!(snapshot);
         }
         if let (Some(rule), false) = (self.omit, read_only) {
             options["x-omit"] = json!(rule);
