@@ -69,10 +69,11 @@ impl Progress {
         }
     }
 
-    /// Prints the last line: all is done, or as much as was.
+    /// Ends the line: all is done, or as much as was told.
     pub(crate) fn end(&self, is_done: bool) {
         if self.is_shown {
-            print(&line(if is_done { STEPS } else { self.steps() }), "\r\n");
+            let (line, end) = if is_done { (line(STEPS), "\r\n") } else { (String::new(), "\n") };
+            print(&line, end);
         }
     }
 }

@@ -26,14 +26,28 @@ pub(crate) fn parse(what: &str, text: &str) -> Result<u64, Failure> {
     })
 }
 
-/// Reads a plain number from `min` to `max`.
+/// Reads a plain number from `min` to `max`, which may be hexadecimal (`0x1f`) or octal (`017`).
 ///
 /// # Errors
 /// If it is none, or not in the range.
 pub(crate) fn parse_number(what: &str, text: &str, min: u64, max: u64) -> Result<u64, Failure> {
-    let number = text.parse().ok().filter(|it| (min..=max).contains(it));
+    let number = plain_number(text).filter(|it| (min..=max).contains(it));
     let wrong = || Failure::new(format!("Invalid {what} '{text}': from {min} to {max}"));
     number.ok_or_else(wrong)
+}
+
+/// A number as C programs read it.
+fn plain_number(text: &str) -> Option<u64> {
+    let text = text.trim_ascii_start();
+    let text = text.strip_prefix('+').unwrap_or(text);
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if text.starts_with('0') => (text, 8),
+        None => (text, 10),
+    };
+    // The parser takes a sign, too.
+    let is_plain = digits.bytes().all(|it| it.is_ascii_hexdigit());
+    is_plain.then(|| u64::from_str_radix(digits, radix).ok()).flatten()
 }
 
 /// A number of bytes in the largest unit that leaves less than 1000, with three digits.
@@ -76,6 +90,18 @@ mod tests {
         }
         for text in ["", "x", "-1", "1,size=2", "1Q", "99999999999E"] {
             assert!(parse("size", text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_as_c_programs_read_them() {
+        for (text, number) in
+            [("5", 5), ("0", 0), ("0x10", 16), ("0XfF", 255), ("010", 8), (" 7", 7), ("+7", 7)]
+        {
+            assert_eq!(parse_number("number", text, 0, 255).unwrap(), number, "{text}");
+        }
+        for text in ["", "x", "08", "0x", "0x+1", "++1", "-1", "5k", "5 ", "256", "1e1", "0b1"] {
+            assert!(parse_number("number", text, 0, 255).is_err(), "{text}");
         }
     }
 

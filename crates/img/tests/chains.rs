@@ -156,6 +156,79 @@ fn rebase_unsafe_writes_the_name_alone() {
     assert_flat(&place, "top.qcow2", "with its old backing file again");
 }
 
+/// Nothing is written into an image that names a format that there is not.
+#[test]
+fn a_backing_file_has_a_format_that_there_is() {
+    let place = Place::new();
+    chain(&place);
+    for (line, code) in [
+        ("rebase -u -b base.qcow2 -F frob top.qcow2", 1),
+        ("rebase -u -F frob top.qcow2", 1),
+        ("rebase -b base.qcow2 -F frob top.qcow2", 1),
+        ("create -q -u -f qcow2 -b base.qcow2 -F frob new.qcow2 1M", 1),
+        ("create -q -u -f qcow2 -o backing_file=base.qcow2,backing_fmt=frob new.qcow2 1M", 1),
+        ("create -q -u -f qcow2 -b there.vmdk -F vmdk new.qcow2 1M", 0),
+        ("rebase -u -b there.vmdk -F vmdk top.qcow2", 0),
+    ] {
+        let before = place.read("top.qcow2");
+        let ours = place.ours(line);
+        assert_eq!(ours.code, code, "{line}: {ours:?}");
+        let is_changed = line.ends_with("vmdk top.qcow2");
+        assert!((place.read("top.qcow2") != before) == is_changed, "{line}");
+        assert_eq!(place.path("new.qcow2").exists(), line.contains("vmdk"), "{line}");
+        let _ = fs::remove_file(place.path("new.qcow2"));
+        fs::write(place.path("top.qcow2"), &before).unwrap();
+        let theirs = place.theirs(line);
+        assert_eq!(theirs.code, code, "{line}: {theirs:?}");
+        let _ = fs::remove_file(place.path("new.qcow2"));
+        fs::write(place.path("top.qcow2"), before).unwrap();
+    }
+}
+
+/// Version 2 has nothing that says zeroes, which hide what the new backing file has.
+#[test]
+fn rebase_compresses_zeroes_of_version_2() {
+    if tools::qemu_major() < 8 {
+        return;
+    }
+    let place = Place::new();
+    chain(&place);
+    let create = "create -q -f qcow2 -o compat=0.10,cluster_size=4k -b base.qcow2 -F qcow2";
+    let others = [("ours.qcow2", true), ("theirs.qcow2", false)].map(|(image, is_ours)| {
+        place.qemu_img(&format!("{create} {image} 22M"));
+        place.qemu_io(image, &["write -P 9 100k 8k"]);
+        place.qemu_img(&format!("convert -O raw {image} flat.raw"));
+        let line = format!("rebase -c -b middle.qcow2 -F qcow2 {image}");
+        if is_ours { place.ours(&line) } else { place.theirs(&line) }.expect_success();
+        assert_flat(&place, image, "rebased");
+        let check = place.theirs(&format!("check --output=json {image}")).expect_success().json();
+        (check["allocated-clusters"].clone(), check["compressed-clusters"].clone())
+    });
+    assert_eq!(others[0], others[1]);
+}
+
+/// What is printed of progress, without lines that are as the one before.
+#[test]
+fn amend_shows_its_progress() {
+    let place = Place::new();
+    for options in ["compat=0.10", "lazy_refcounts=off", "size=2M", "compat=0.10,lazy_refcounts"] {
+        let said = ["ours.qcow2", "theirs.qcow2"].map(|image| {
+            place.qemu_img(&format!("create -q -f qcow2 {image} 1M"));
+            let line = format!("amend -p -o {options} {image}");
+            let said = if image == "ours.qcow2" { place.ours(&line) } else { place.theirs(&line) };
+            let mut lines: Vec<_> = said.out.split('\r').map(str::to_owned).collect();
+            lines.dedup();
+            (said.code, lines)
+        });
+        let [ours, theirs] = &said;
+        match ours.0 {
+            0 => assert_eq!(ours, theirs, "{options}"),
+            // How much was told before it was found out.
+            _ => assert_eq!((ours.0, ours.1.last()), (theirs.0, theirs.1.last()), "{options}"),
+        }
+    }
+}
+
 #[test]
 fn amend_changes_fields_of_the_header() {
     let place = Place::new();

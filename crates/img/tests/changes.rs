@@ -123,6 +123,7 @@ fn bench_makes_its_requests() {
     for arguments in [
         "-c 100",
         "-c 1000 -d 4 -s 512 -S 64k -o 4k",
+        "-c 0x10 -d 010 -s 0x200",
         "-c 10 -i io_uring",
         "-c 10 -n -t none",
         "-w -c 20 -d 2 --flush-interval 10 --pattern 7",
@@ -139,6 +140,11 @@ fn bench_makes_its_requests() {
             text.lines().map(without).collect::<Vec<_>>()
         };
         assert_eq!((lines(&ours.out), ours.code), (lines(&theirs.out), theirs.code), "{arguments}");
+    }
+    for wrong in ["-c 0", "-c 08", "-c 10k", "-c 0x", "-d 5x", "-w --pattern 0x100"] {
+        let line = format!("bench -f raw {wrong} a.raw");
+        let (ours, theirs) = (place.ours(&line), place.theirs(&line));
+        assert_eq!((ours.code, ours.out), (theirs.code, theirs.out), "{wrong}");
     }
     fs::write(place.path("a.raw"), vec![1; 1 << 20]).unwrap();
     place.ours("bench -f raw -w -c 3 -d 1 -s 4k -S 8k -o 4k --pattern 7 a.raw").expect_success();

@@ -146,3 +146,49 @@ fn the_disk_of_a_new_image_is_whole_sectors() {
         assert!(place.read("ours") == place.read("theirs"), "{size}");
     }
 }
+
+/// An option without a value is switched on, or off with `no` before its name.
+#[test]
+fn switches_need_no_value() {
+    let place = Place::new();
+    place.raw("a.raw", 1 << 20);
+    for options in [
+        "lazy_refcounts",
+        "nolazy_refcounts",
+        "cluster_size=4k,lazy_refcounts,extended_l2=off",
+        "lazy_refcounts,nolazy_refcounts",
+        "nonocow",
+        "nocow",
+        "cluster_size",
+        "lazy_refcounts,",
+        ",lazy_refcounts",
+        "frob",
+        "nofrob",
+    ] {
+        let lazy = |name: &str| {
+            let info = place.theirs(&format!("info --output=json {name}")).expect_success().json();
+            info["format-specific"]["data"]["lazy-refcounts"].clone()
+        };
+        for command in
+            ["create -q -f qcow2 -o @ # 1M", "convert -O qcow2 -o @ a.raw #", "amend -o @ #"]
+        {
+            let line = |name: &str| command.replace('@', options).replace('#', name);
+            let is_amend = command.starts_with("amend");
+            for name in ["ours.qcow2", "theirs.qcow2"] {
+                match is_amend {
+                    true => place.qemu_img(&format!("create -q -f qcow2 {name} 1M")),
+                    false => drop(fs::remove_file(place.path(name))),
+                }
+            }
+            let (ours, theirs) =
+                (place.ours(&line("ours.qcow2")), place.theirs(&line("theirs.qcow2")));
+            assert_eq!(ours.code, theirs.code, "{command}, {options}: {ours:?} {theirs:?}");
+            if ours.code == 0 {
+                assert_eq!(lazy("ours.qcow2"), lazy("theirs.qcow2"), "{command}, {options}");
+            }
+        }
+        let line = format!("measure -O qcow2 -o {options} --size 1M");
+        let (ours, theirs) = (place.ours(&line), place.theirs(&line));
+        assert_eq!((ours.code, ours.out), (theirs.code, theirs.out), "{line}");
+    }
+}

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use coblk::block::Amend as Change;
 use coblk::qapi::Deferred;
 
-use super::create::{create_options, typed};
+use super::create::typed;
+use super::option_list::create_options;
 use super::options::{Named, cache};
 use super::{Tool, option_help};
 use crate::failure::{Failure, words};

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use coblk::{BlockNode, WriteFlags};
 use serde_json::Value;
 
-use super::create::{NewImage, create_options};
+use super::create::NewImage;
+use super::option_list::create_options;
 use super::options::{Objects, cache};
 use super::{Tool, backing_of, bitmap, option_help, source_snapshot};
 use crate::engine::{

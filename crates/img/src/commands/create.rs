@@ -4,9 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use coblk::block::CreateError;
 use coblk::drivers::RbdOptions;
-use coblk::qapi::from_keyval;
 use serde_json::{Map, Value, json};
 
+use super::option_list::{CreateOptions, create_options, is_format};
 use super::options::Objects;
 use super::{Tool, option_help};
 use crate::failure::Failure;
@@ -71,24 +71,6 @@ impl Create {
         say(self.quiet, &new.line())?;
         new.co_make(tool)
     }
-}
-
-/// Options of a new image, by the names that QEMU's tools have for them.
-pub(crate) type CreateOptions = Map<String, Value>;
-
-/// Reads options of a new image, which may be given in several parts.
-///
-/// # Errors
-/// If a text is no list of options.
-pub(crate) fn create_options(texts: &[OsString]) -> Result<CreateOptions, Failure> {
-    let mut options = Map::new();
-    for text in texts {
-        let members: Map<String, Value> = from_keyval(text, "").map_err(|error| {
-            Failure::new(format!("Invalid options '{}': {error}", text.display()))
-        })?;
-        options.extend(members);
-    }
-    Ok(options)
 }
 
 /// An image that is to be made.
@@ -160,6 +142,9 @@ impl<'a> NewImage<'a> {
             let Some(format) = text("backing_fmt") else {
                 return Err(failed("Backing file specified without backing format".to_owned()));
             };
+            if !is_format(&tool.images.blockdevs().drivers().names(), &format) {
+                return Err(failed(format!("Unknown backing file format '{format}'")));
+            }
             if !is_unsafe || bytes.is_none() {
                 let opened = co_length(tool, self.name, &backing, format)?;
                 bytes = bytes.or(Some(opened));

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use coblk::WriteFlags;
 
 use super::Tool;
-use super::create::{CreateOptions, NewImage};
+use super::create::NewImage;
+use super::option_list::CreateOptions;
 use super::options::Named;
 use crate::engine::{Copy, Order, Part, Queue, Target, max_bytes_of_data, max_writes};
 use crate::failure::{Failure, words};

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 
 use serde_json::{Map, Value, json};
 
-use super::create::{create_options, typed};
+use super::create::typed;
+use super::option_list::create_options;
 use super::options::Named;
 use super::{Tool, source_snapshot};
 use crate::failure::Failure;

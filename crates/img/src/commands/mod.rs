@@ -14,6 +14,7 @@ pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod objects;
 mod option_help;
+mod option_list;
 mod options;
 pub(crate) mod rebase;
 pub(crate) mod resize;

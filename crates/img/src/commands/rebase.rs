@@ -1,6 +1,7 @@
 //! `rebase`: gives an image another backing file.
 
 use std::ffi::OsString;
+use std::io;
 use std::sync::Arc;
 
 use coblk::aio::sync::TaskPool;
@@ -9,6 +10,7 @@ use coblk::{
     AlignedBuffer, BackendOptions, BlockBackend, BlockNode, Co, IoVector, WriteFlags, ZeroFlags,
 };
 
+use super::option_list::is_format;
 use super::options::{Named, cache};
 use super::{Tool, backing_of, full_name};
 use crate::engine::{Crew, Queue, Run, is_zero};
@@ -97,6 +99,11 @@ impl Rebase {
             return Err(Failure::new(format!(
                 "Could not change the backing file to '{name}': backing format must be specified"
             )));
+        }
+        if let Some(format) = &self.backing_format
+            && !is_format(&tool.images.blockdevs().drivers().names(), format)
+        {
+            return Err(Failure::new(format!("Invalid format name: '{format}'")));
         }
         let progress = Arc::new(Progress::new(self.progress && !self.quiet));
         progress.show();
@@ -282,7 +289,7 @@ impl Work {
                 continue;
             }
             let written = match is_zero(bytes) {
-                true => image.co_pwrite_zeroes(co, place, bytes.len() as u64, ZeroFlags::empty()),
+                true => self.co_write_zeroes(co, image, place, bytes),
                 false => image.co_pwritev(co, place, &IoVector::from(bytes), self.flags),
             };
             written.map_err(|error| {
@@ -290,5 +297,23 @@ impl Work {
             })?;
         }
         Ok(())
+    }
+
+    /// Writes a unit of zeroes. Where the format has nothing that says zeroes it may be compressed.
+    fn co_write_zeroes(
+        &self,
+        co: &Co<'_>,
+        image: &BlockBackend,
+        place: u64,
+        zeroes: &[u8],
+    ) -> io::Result<()> {
+        let is_compressed = self.flags.contains(WriteFlags::COMPRESSED);
+        let flags = if is_compressed { ZeroFlags::NO_FALLBACK } else { ZeroFlags::empty() };
+        match image.co_pwrite_zeroes(co, place, zeroes.len() as u64, flags) {
+            Err(error) if is_compressed && error.raw_os_error() == Some(libc::ENOTSUP) => {
+                image.co_pwritev(co, place, &IoVector::from(zeroes), self.flags)
+            }
+            written => written,
+        }
     }
 }
