@@ -175,7 +175,7 @@ fn a_backing_file_has_a_format_that_there_is() {
         assert_eq!(ours.code, code, "{line}: {ours:?}");
         let is_changed = line.ends_with("vmdk top.qcow2");
         assert!((place.read("top.qcow2") != before) == is_changed, "{line}");
-        assert_eq!(place.path("new.qcow2").exists(), line.contains("vmdk"), "{line}");
+        assert_eq!(place.path("new.qcow2").exists(), line.contains("vmdk new"), "{line}");
         let _ = fs::remove_file(place.path("new.qcow2"));
         fs::write(place.path("top.qcow2"), &before).unwrap();
         let theirs = place.theirs(line);
@@ -204,7 +204,10 @@ fn rebase_compresses_zeroes_of_version_2() {
         let check = place.theirs(&format!("check --output=json {image}")).expect_success().json();
         (check["allocated-clusters"].clone(), check["compressed-clusters"].clone())
     });
-    assert_eq!(others[0], others[1]);
+    let [ours, theirs] = others;
+    assert_eq!(ours.0, theirs.0);
+    // Theirs writes some of the zeroes plainly.
+    assert!(ours.1.as_u64() >= theirs.1.as_u64(), "{ours:?} {theirs:?}");
 }
 
 /// What is printed of progress, without lines that are as the one before.

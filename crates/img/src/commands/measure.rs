@@ -39,6 +39,8 @@ pub(crate) struct Measure {
 impl Measure {
     pub(crate) fn co_run(&self, tool: &Tool<'_, '_>) -> Result<(), Failure> {
         let mut options = typed(create_options(&self.options)?)?;
+        // How the file is made, which needs as much space either way.
+        options.remove("nocow");
         options.insert("driver".to_owned(), json!(self.target_format));
         let measured = match (&self.filename, &self.size) {
             (Some(_), Some(_)) => {
