@@ -57,8 +57,8 @@ impl Inbox {
         Ok((bytes, self.end < room))
     }
 
-    /// Reads the next `len` bytes to `target`, from `at` on, and ahead behind them, at most so much. The inbox is empty;
-    /// how many bytes came for `target`, in all, and whether that is less than there was room for.
+    /// Reads the next `len` bytes to `target`, from `at` on, and ahead behind them, at most so much. The inbox is
+    /// empty; how many bytes came for `target`, in all, and whether that is less than there was room for.
     pub fn receive_past(
         &mut self,
         transport: &Transport,
